@@ -1,0 +1,42 @@
+"""Every error that `swarm` raises on purpose.
+
+    SwarmError             one line for the user: what is wrong, with what, what to do; exit code 1
+    ├── UsageError         the command line, settings or manifest are wrong; exit code 2
+    ├── LedgerError        the ledger refused or is not what was expected
+    │   └── LedgerUnavailable   it did not answer; trying again later can help
+    ├── ExchangeError      a peer, blob or the DHT failed us; the round goes on without it
+    │   └── WireError      bytes from a peer are not what the protocol allows
+    └── ModelError         a model or checkpoint cannot be loaded or does not fit
+
+`identity.IdentityError` stands beside this tree: `identity` imports nothing of `swarm`.
+"""
+
+from __future__ import annotations
+
+
+class SwarmError(Exception):
+    """Base of all; its message is one line for the user."""
+
+
+class UsageError(SwarmError):
+    """The user asked for something that cannot be: bad arguments, settings or manifest."""
+
+
+class LedgerError(SwarmError):
+    """The ledger refused a call (the contract's error in words) or is not the expected contract."""
+
+
+class LedgerUnavailable(LedgerError):
+    """The ledger did not answer in time or at all."""
+
+
+class ExchangeError(SwarmError):
+    """Another peer, a blob or the DHT failed us."""
+
+
+class WireError(ExchangeError):
+    """Bytes from a peer do not decode into what the protocol allows; the message is the reason to count."""
+
+
+class ModelError(SwarmError):
+    """A model, tokenizer or checkpoint cannot be used."""

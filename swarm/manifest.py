@@ -1,0 +1,115 @@
+"""The manifest: the YAML that defines a swarm. Its canonical form's SHA-256 is the swarm's id."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+import yaml
+from msgspec import Meta, Struct
+
+from swarm.errors import UsageError
+
+MAX_MANIFEST_BYTES = 16 * 1024
+
+StageName = Literal["answer", "critique", "revise"]
+#: The stage's number on the wire and in seeds.
+STAGE_NUMBER: dict[StageName, int] = {"answer": 0, "critique": 1, "revise": 2}
+
+Count = Annotated[int, Meta(ge=1, le=4096)]
+Fraction = Annotated[float, Meta(gt=0, lt=1)]
+
+
+class Stage(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One stage: sampled and published before `ends_at` of the round, at most `max_groups` groups a peer."""
+
+    name: StageName
+    ends_at: Fraction
+    max_groups: Count
+    max_tokens: Annotated[int, Meta(ge=1, le=8192)]  # per completion, its EOS included
+
+
+class Learn(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The learn stage: what goes into the batch, and GRPO's knobs under TRL's names."""
+
+    ends_at: Fraction
+    external_groups: Annotated[int, Meta(ge=0, le=4096)]  # SAPO's J; own groups (I) are all that were sampled
+    learning_rate: Annotated[float, Meta(gt=0, le=1)]
+    epochs: Annotated[int, Meta(ge=1, le=64)] = 1  # TRL's num_iterations: optimizer passes over the batch
+    groups_per_step: Count = 16  # groups in one optimizer step
+    epsilon: Annotated[float, Meta(ge=0, le=10)] = 0.2  # SAPO's clip range
+    epsilon_high: Annotated[float, Meta(ge=0, le=10)] = 0.28
+    beta: Annotated[float, Meta(ge=0, le=10)] = 0.0  # weight of the KL term
+
+
+class TaskChoice(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Which installed task is asked, with its parameters."""
+
+    name: Annotated[str, Meta(min_length=1, max_length=64)]
+    parameters: dict[str, int | float | str | bool] = {}
+
+
+class Manifest(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, dict=True):
+    """A swarm's rules. Read with `load` or `parse`, which check what types cannot say."""
+
+    name: Annotated[str, Meta(min_length=1, max_length=64)]
+    seed: Annotated[int, Meta(ge=0, lt=2**63)] = 0  # tells swarms of otherwise equal rules apart
+    task: TaskChoice
+    model: Annotated[str, Meta(min_length=1, max_length=256)]  # the base model, where every peer's state begins
+    round_seconds: Annotated[int, Meta(ge=2, le=7 * 24 * 3600)]
+    cell_size: Annotated[int, Meta(ge=1, le=256)] = 16
+    group_size: Annotated[int, Meta(ge=2, le=256)]  # G: completions of one prompt
+    temperature: Annotated[float, Meta(gt=0, le=10)] = 1.0
+    shown_answers: Annotated[int, Meta(ge=1, le=26)] = 4  # K: students shown in a critique or revise prompt
+    shown_critiques: Annotated[int, Meta(ge=1, le=26)] = 4
+    stages: Annotated[tuple[Stage, ...], Meta(min_length=1, max_length=3)]
+    learn: Learn
+
+    @cached_property
+    def canonical(self) -> bytes:
+        """The bytes that are hashed and put on the ledger: JSON, keys sorted, defaults written out."""
+        return msgspec.json.encode(self, order="sorted")
+
+    @cached_property
+    def swarm_id(self) -> bytes:
+        """32 bytes: SHA-256 of the canonical form."""
+        return hashlib.sha256(self.canonical).digest()
+
+    def stage(self, name: StageName) -> Stage | None:
+        """The stage of that name, or None if the swarm has none."""
+        return next((stage for stage in self.stages if stage.name == name), None)
+
+
+def load(path: Path) -> Manifest:
+    """Read a manifest file; `UsageError` says the file, what is wrong, and what is allowed."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"cannot read manifest {path}: {error.strerror}") from error
+    return parse(data, str(path))
+
+
+def parse(data: bytes, source: str) -> Manifest:
+    """A manifest from YAML (canonical JSON is YAML too); `source` names it in errors."""
+    if len(data) > MAX_MANIFEST_BYTES:
+        raise UsageError(f"manifest {source} has {len(data)} bytes; at most {MAX_MANIFEST_BYTES} are allowed")
+    try:
+        manifest = msgspec.convert(yaml.safe_load(data), Manifest)
+    except yaml.YAMLError as error:
+        raise UsageError(f"manifest {source} is not YAML: {' '.join(str(error).split())}") from error
+    except (msgspec.ValidationError, RecursionError) as error:
+        raise UsageError(f"manifest {source}: {error}") from error
+    _check_stages(manifest, source)
+    return manifest
+
+
+def _check_stages(manifest: Manifest, source: str) -> None:
+    order = [STAGE_NUMBER[stage.name] for stage in manifest.stages]
+    if order != list(range(len(order))):
+        raise UsageError(f"manifest {source}: stages must be answer, then critique, then revise, without gaps")
+    ends = [stage.ends_at for stage in manifest.stages] + [manifest.learn.ends_at]
+    if any(later <= earlier for earlier, later in zip(ends, ends[1:], strict=False)):
+        raise UsageError(f"manifest {source}: ends_at must grow from stage to stage to learn, got {ends}")
