@@ -49,7 +49,9 @@ def peer_digest(peer_id: str) -> bytes:
     except ValueError:
         multihash = b""
     if len(multihash) != 34 or not multihash.startswith(MULTIHASH_PREFIX):
-        raise IdentityError(f"{peer_id[:64]!r} is not a peer id of an RSA key: expected base58 starting with Qm")
+        raise IdentityError(
+            f"{peer_id[:64]!r} is not a peer id of an RSA key: expected base58 starting with Qm"
+        )
     return multihash[2:]
 
 
@@ -90,7 +92,8 @@ class Identity:
         numbers = key.public_key().public_numbers()
         if key.key_size != KEY_BITS or numbers.e != EXPONENT:
             raise IdentityError(
-                f"{path} holds an RSA-{key.key_size} key with exponent {numbers.e}: only RSA-2048 with 65537 works"
+                f"{path} holds an RSA-{key.key_size} key with exponent {numbers.e}; "
+                "only RSA-2048 with exponent 65537 works"
             )
         self._key = key
         self.path = path
@@ -117,7 +120,7 @@ class Identity:
         try:
             message = crypto_pb2.PrivateKey.FromString(data)
             key = serialization.load_der_private_key(message.data, password=None)
-        except Exception as error:  # noqa: BLE001 - protobuf and cryptography raise many kinds; one boundary
+        except Exception as error:  # protobuf and cryptography raise many kinds; this is their one boundary
             raise IdentityError(f"{path} is not a swarm.pem (a libp2p RSA private key): {error}") from error
         if not isinstance(key, rsa.RSAPrivateKey):
             raise IdentityError(f"{path} holds a key that is not RSA; RL Swarm and hivemind make RSA keys")

@@ -29,7 +29,9 @@ def load_or_create_wallet(path: Path) -> LocalAccount:
     try:
         return Account.from_key(Account.decrypt(json.loads(read_private_file(path)), password))
     except (ValueError, KeyError, TypeError) as error:
-        raise IdentityError(f"cannot open {path}: {error}; set {PASSWORD_VARIABLE} to its password") from error
+        raise IdentityError(
+            f"cannot open {path}: {error}; set {PASSWORD_VARIABLE} to its password"
+        ) from error
 
 
 def _password(path: Path, *, may_create: bool) -> str:

@@ -1,4 +1,4 @@
-"""Derived values: `H(x) = SHA-256("swarm/1/" ‖ purpose ‖ swarm id ‖ fixed-width fields)` (DESIGN.md, section 4)."""
+"""Derived values: `H(x) = SHA-256("swarm/1/" ‖ purpose ‖ swarm id ‖ fixed-width fields)`."""
 
 from __future__ import annotations
 

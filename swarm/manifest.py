@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -58,7 +59,9 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, di
     name: Annotated[str, Meta(min_length=1, max_length=64)]
     seed: Annotated[int, Meta(ge=0, lt=2**63)] = 0  # tells swarms of otherwise equal rules apart
     task: TaskChoice
-    model: Annotated[str, Meta(min_length=1, max_length=256)]  # the base model, where every peer's state begins
+    model: Annotated[
+        str, Meta(min_length=1, max_length=256)
+    ]  # the base model, where every peer's state begins
     round_seconds: Annotated[int, Meta(ge=2, le=7 * 24 * 3600)]
     cell_size: Annotated[int, Meta(ge=1, le=256)] = 16
     group_size: Annotated[int, Meta(ge=2, le=256)]  # G: completions of one prompt
@@ -109,7 +112,9 @@ def parse(data: bytes, source: str) -> Manifest:
 def _check_stages(manifest: Manifest, source: str) -> None:
     order = [STAGE_NUMBER[stage.name] for stage in manifest.stages]
     if order != list(range(len(order))):
-        raise UsageError(f"manifest {source}: stages must be answer, then critique, then revise, without gaps")
+        raise UsageError(
+            f"manifest {source}: stages must be answer, then critique, then revise, without gaps"
+        )
     ends = [stage.ends_at for stage in manifest.stages] + [manifest.learn.ends_at]
-    if any(later <= earlier for earlier, later in zip(ends, ends[1:], strict=False)):
+    if any(later <= earlier for earlier, later in pairwise(ends)):
         raise UsageError(f"manifest {source}: ends_at must grow from stage to stage to learn, got {ends}")

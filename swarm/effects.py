@@ -1,0 +1,128 @@
+"""What a round asks of the outside world. `round.play` awaits these; whoever drives it performs them.
+
+A round is a plain coroutine without I/O: awaiting an effect suspends it and hands the effect to the
+driver (`node` in real life, a loop over simulated time in tests), which sends the outcome back in.
+All times are Unix seconds on the ledger's clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine, Generator
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar, cast
+
+from swarm.exchange.wire import Announcement, Completion, Group
+from swarm.manifest import Stage
+
+T = TypeVar("T")
+
+
+class Effect(Generic[T]):
+    """Base of all effects; awaiting one gives the outcome `T`."""
+
+    def __await__(self) -> Generator[Effect[T], T, T]:
+        return (yield self)
+
+
+@dataclass(frozen=True)
+class Sample(Effect[list[tuple[Completion, ...]]]):
+    """Sample one group per prompt, in order, until the time is up; at least one group is made.
+
+    `seeds[i][g]` is the 32-byte seed of completion g of prompt i. The outcome is a prefix of the
+    prompts: one tuple of completions per finished group.
+    """
+
+    stage: Stage
+    prompts: tuple[str, ...]
+    seeds: tuple[tuple[bytes, ...], ...]
+    until: float
+
+
+@dataclass(frozen=True)
+class Publish(Effect[None]):
+    """Keep the blob for others and announce it."""
+
+    announcement: Announcement
+    blob: bytes
+
+
+@dataclass(frozen=True)
+class Received:
+    """The groups that one peer announced; signed and well-formed, everything else unchecked."""
+
+    peer: bytes
+    root: bytes  # that the announcement claims
+    groups: tuple[Group, ...]
+
+
+@dataclass(frozen=True)
+class Gather(Effect[list[Received]]):
+    """Wait for the stage's end, then take what the cell announced (our own is among it).
+
+    In a crowded cell at most `limit` announcements are taken, in the order of `order(root)`.
+    """
+
+    stage: int
+    cell: int
+    at: float
+    limit: int
+    order: Callable[[bytes], bytes]
+
+
+@dataclass(frozen=True)
+class TrainingGroup:
+    """One group to learn from, as text; rewards are recomputed ones."""
+
+    prompt: str
+    completions: tuple[Completion, ...]
+    rewards: tuple[float, ...]
+    own: bool  # own completions keep their token ids; others' text is re-encoded
+
+
+@dataclass(frozen=True)
+class Learned:
+    """The digests of the three states that the commitment names."""
+
+    sampled_with: bytes
+    state_before: bytes
+    state_after: bytes
+
+
+@dataclass(frozen=True)
+class Learn(Effect[Learned]):
+    """One GRPO update on the batch."""
+
+    batch: tuple[TrainingGroup, ...]
+
+
+@dataclass(frozen=True)
+class Played:
+    """What came of a round: all that its report and its record need."""
+
+    round: int
+    rewards: dict[str, float]  # mean reward of each stage's completions
+    groups: int
+    external_groups: int
+    reward_micros: int  # sum over the groups of their mean reward
+    commitment: bytes
+    dropped: dict[str, int]  # what others sent and we refused, by reason
+
+
+@dataclass(frozen=True)
+class Commit(Effect[None]):
+    """Keep the commitment's blob and put its root on the ledger, before the round ends."""
+
+    blob: bytes
+    learned: Learned
+    played: Played
+
+
+def run(play: Coroutine[Effect[Any], Any, T], perform: Callable[[Effect[Any]], object]) -> T:
+    """Drive a round to its end: `perform` carries out each effect and returns its outcome."""
+    outcome: object = None
+    while True:
+        try:
+            effect = play.send(cast(Any, outcome))
+        except StopIteration as end:
+            return cast(T, end.value)
+        outcome = perform(effect)

@@ -1,0 +1,296 @@
+"""A peer's life in one swarm: it opens what it owns, plays round after round, and recovers.
+
+`Node` is the driver of `round.play`: it performs each effect with the real policy, learner, exchange
+and ledger. Losing peers or the ledger degrades a round; it never ends the life.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+
+import msgspec
+from filelock import FileLock, Timeout
+
+from identity import Identity, load_or_create_wallet, peer_name
+from swarm import effects, round
+from swarm.digest import Purpose, derive
+from swarm.draw import Draw
+from swarm.errors import LedgerError, LedgerUnavailable, SwarmError
+from swarm.exchange import wire
+from swarm.exchange.service import Exchange
+from swarm.learner.trainer import Learner
+from swarm.ledger.client import LedgerClient, Report, connect
+from swarm.performer import Performer
+from swarm.policy.model import Policy
+from swarm.records import Records, RoundRecord, Status
+from swarm.settings import Settings
+from swarm.tasks import load_task
+
+log = logging.getLogger("swarm.node")
+
+CHECKPOINTS_KEPT = 2  # the newest, and the one before in case the newest is damaged
+POLL_SECONDS = 0.1
+# A round is still worth joining while this share of its first stage is ahead.
+JOIN_SHARE = 0.5
+BOOTNODES_WANTED = 8  # announce ourselves on the ledger while it lists fewer than this
+
+
+class Node:
+    """One peer. Use as a context manager: leaving it stops everything that it started."""
+
+    def __init__(self, settings: Settings, join_line: str) -> None:
+        self._stack = ExitStack()
+        try:
+            self._open(settings, join_line)
+        except BaseException:
+            self._stack.close()
+            raise
+
+    def __enter__(self) -> Node:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    def run(self, rounds: int | None = None) -> None:
+        """Play `rounds` rounds, or until interrupted; finished reports are retried before each round."""
+        last = -1
+        while rounds is None or rounds > 0:
+            number = self._next_round(last)
+            self._set_status("waiting", number)
+            self._wait_until(self._starts_at(number))
+            self._resend_reports(number)
+            self._play(number)
+            last = number
+            rounds = rounds - 1 if rounds is not None else None
+        self._resend_reports(last + 1)
+        self._set_status("done", last)
+
+    # Opening
+
+    def _open(self, settings: Settings, join_line: str) -> None:
+        settings.home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._lock(settings.home / "lock")
+        self.identity = Identity.load_or_create(settings.identity_path)
+        self.name = peer_name(self.identity.peer)
+        self._ledger: LedgerClient = connect(join_line, load_or_create_wallet(settings.wallet_path))
+        self.manifest = self._ledger.manifest()
+        folder = settings.swarm_dir(self.manifest.swarm_id)
+        self._records = Records(folder / "state.sqlite")
+        self._stack.callback(self._records.close)
+        self._set_status("starting")
+        self._task = load_task(self.manifest.task)
+        if self._ledger.register(self.identity):
+            log.info("registered peer=%s account=%s", self.identity.peer_id, self._ledger.account_address)
+
+        self._policy = Policy.load(self.manifest.model, threads=settings.threads)
+        self._learner = Learner(
+            self._policy,
+            self.manifest.learn,
+            group_size=self.manifest.group_size,
+            temperature=self.manifest.temperature,
+            max_completion_tokens=max(stage.max_tokens for stage in self.manifest.stages),
+            seed=int.from_bytes(self.identity.peer[:4], "big"),
+            work_dir=folder,
+        )
+        self._checkpoints = folder / "checkpoints"
+        self._checkpoints.mkdir(exist_ok=True)
+        self._state_on_ledger = self._resume()
+        self._beacon = self.manifest.swarm_id  # of the last round; before the first, anything all peers share
+        self._active = 0
+
+        self._exchange = self._stack.enter_context(
+            Exchange(
+                self.identity,
+                self.manifest.swarm_id,
+                self._ledger.genesis,
+                self.manifest.round_seconds,
+                self._ledger.now,
+                folder / "blobs",
+                listen=settings.listen,
+                initial_peers=[*settings.initial_peers, *self._bootnodes()],
+            )
+        )
+        self._announce_bootnode()
+        self._set_status("waiting")
+        log.info(
+            "ready peer=%s name=%r address=%s", self.identity.peer_id, self.name, self._exchange.multiaddrs[0]
+        )
+
+    def _lock(self, path: Path) -> None:
+        lock = FileLock(path, timeout=0)
+        try:
+            self._stack.enter_context(lock)
+        except Timeout:
+            raise SwarmError(
+                f"another node is running on {path.parent}: stop it, or use another --home"
+            ) from None
+
+    def _resume(self) -> bool:
+        """Load the newest checkpoint that can be read; says whether its state is on the ledger."""
+        records = {record.round: record for record in self._records.rounds()}
+        for path in sorted(self._checkpoints.glob("*.safetensors"), reverse=True):
+            try:
+                self._learner.load(path)
+            except SwarmError as error:
+                log.warning("checkpoint unreadable file=%s error=%r", path, str(error))
+                continue
+            log.info("resumed checkpoint=%s", path.name)
+            record = records.get(int(path.stem))
+            return record is not None and record.tx is not None
+        return True  # the first state is the manifest's base model, which needs no report
+
+    def _bootnodes(self) -> list[str]:
+        try:
+            own = f"/p2p/{self.identity.peer_id}"
+            return [address for address in self._ledger.bootnodes() if not address.endswith(own)]
+        except LedgerUnavailable as error:
+            log.warning("bootnodes unavailable error=%r", str(error))
+            return []
+
+    def _announce_bootnode(self) -> None:
+        """List ourselves for newcomers, then look again: of two peers starting at once, one sees the other."""
+        try:
+            if len(self._bootnodes()) < BOOTNODES_WANTED:
+                self._ledger.announce_bootnode(self.identity, self._exchange.multiaddrs[0])
+        except LedgerError as error:
+            log.warning("bootnode not announced error=%r", str(error))
+        self._meet_peers()
+
+    def _meet_peers(self) -> None:
+        if self._exchange.peer_count() == 0 and (bootnodes := self._bootnodes()):
+            self._exchange.connect(bootnodes)
+
+    # The clock
+
+    def _starts_at(self, number: int) -> float:
+        return float(self._ledger.genesis + number * self.manifest.round_seconds)
+
+    def _next_round(self, last: int) -> int:
+        """The current round if enough of its first stage is ahead, else the next."""
+        elapsed = self._ledger.now() - self._ledger.genesis
+        if elapsed < 0:
+            return 0
+        current, into = divmod(elapsed, self.manifest.round_seconds)
+        join_until = JOIN_SHARE * self.manifest.stages[0].ends_at * self.manifest.round_seconds
+        return max(last + 1, int(current) if into < join_until else int(current) + 1)
+
+    def _wait_until(self, moment: float) -> None:
+        while (left := moment - self._ledger.now()) > 0:
+            time.sleep(min(left, POLL_SECONDS))
+
+    def _await_beacon(self, number: int) -> bytes | None:
+        """The round's beacon, or None if the ledger shows none while the first stage is worth starting."""
+        give_up = self._starts_at(number) + (
+            JOIN_SHARE * self.manifest.stages[0].ends_at * self.manifest.round_seconds
+        )
+        while True:
+            try:
+                beacon = self._ledger.beacon(number)
+                if beacon is not None:
+                    self._active = self._ledger.active(number)
+                    return beacon
+            except LedgerUnavailable as error:
+                log.warning("ledger away round=%d error=%r", number, str(error))
+                return None
+            if self._ledger.now() >= give_up:
+                log.warning("no beacon round=%d: the ledger made no block", number)
+                return None
+            time.sleep(POLL_SECONDS)
+
+    # One round
+
+    def _play(self, number: int) -> None:
+        beacon = self._await_beacon(number)
+        # Without the ledger, peers that last saw the same beacon go on together (DESIGN.md, section 4).
+        self._beacon = beacon or derive(Purpose.LOCAL_BEACON, self.manifest.swarm_id, self._beacon, number)
+        rules = round.RoundRules(
+            manifest=self.manifest,
+            task=self._task,
+            peer=self.identity.peer,
+            round=number,
+            starts_at=self._starts_at(number),
+            expiration=wire.expiration(self._ledger.genesis, self.manifest.round_seconds, number),
+            draw=Draw(self.manifest.swarm_id, self._beacon, self._active, self.manifest.cell_size),
+        )
+        self._meet_peers()
+        performer = Performer(
+            rules,
+            self._policy,
+            self._learner,
+            self._exchange,
+            wait_until=self._wait_until,
+            now=self._ledger.now,
+            checkpoint=self._checkpoint,
+            commit=partial(self._commit, may_rank=self._state_on_ledger and beacon is not None),
+            show=lambda stage: self._set_status(stage, number),
+        )
+        effects.run(round.play(rules), performer.perform)
+
+    def _checkpoint(self, number: int) -> None:
+        """Keep the state after a round; a full disk costs the checkpoint, not the round."""
+        try:
+            self._learner.save(self._checkpoints / f"{number:08d}.safetensors")
+        except OSError as error:
+            log.error("checkpoint not written round=%d error=%r", number, str(error))
+        for old in sorted(self._checkpoints.glob("*.safetensors"))[:-CHECKPOINTS_KEPT]:
+            old.unlink(missing_ok=True)
+
+    def _commit(self, commit: effects.Commit, *, may_rank: bool) -> None:
+        """Write the round down, then report it."""
+        played = commit.played
+        record = RoundRecord(
+            round=played.round,
+            rewards=played.rewards,
+            groups=played.groups,
+            external_groups=played.external_groups,
+            reward_micros=played.reward_micros,
+            commitment=played.commitment.hex(),
+            state_before=commit.learned.state_before.hex(),
+            state_after=commit.learned.state_after.hex(),
+            dropped=played.dropped,
+        )
+        self._records.save(record)
+        record = self._report(record, may_rank=may_rank)
+        self._state_on_ledger = record.tx is not None and not record.late
+        log.info("played record=%s", msgspec.json.encode(record).decode())
+
+    def _resend_reports(self, number: int) -> None:
+        """Put rounds on the ledger whose report did not get through; those too old are refused there."""
+        for record in self._records.unreported(since=number - self._ledger.acceptance_window):
+            self._report(record, may_rank=False)
+
+    def _report(self, record: RoundRecord, *, may_rank: bool) -> RoundRecord:
+        """Report a round whose record is saved; a failure is logged and retried before the next round."""
+        try:
+            receipt = self._ledger.report(
+                Report(
+                    peer=self.identity.peer,
+                    round=record.round,
+                    commitment=bytes.fromhex(record.commitment),
+                    state_before=bytes.fromhex(record.state_before),
+                    state_after=bytes.fromhex(record.state_after),
+                    groups=record.groups,
+                    reward_micros=record.reward_micros,
+                )
+            )
+        except LedgerError as error:
+            log.warning("report not sent round=%d error=%r", record.round, str(error))
+            return record
+        record = msgspec.structs.replace(
+            record, tx=receipt.tx, late=receipt.late, ranked=may_rank and not receipt.late
+        )
+        self._records.save(record)
+        return record
+
+    def _set_status(self, state: str, number: int | None = None) -> None:
+        self._records.set_status(
+            Status(peer_id=self.identity.peer_id, name=self.name, state=state, round=number)
+        )

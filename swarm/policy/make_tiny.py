@@ -1,0 +1,177 @@
+"""Makes the embedded model `tiny` from a seed, on a CPU: `python -m swarm.policy.make_tiny --seed 0 --out DIR`.
+
+1. A character-level tokenizer: printable ASCII, newline, five special tokens; anything else is <unk>.
+2. A Qwen3-architecture model, small enough that four peers train it on two cores.
+3. Supervised phase 1: right answers only, so that the arithmetic is known.
+4. Supervised phase 2: mostly mistakes, so that it is weak on purpose and reinforcement learning has work to do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tokenizers import AddedToken, Tokenizer, decoders, models
+from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+from swarm.policy.encoding import Encoding
+from swarm.policy.lessons import LessonKind, draw
+
+PAD, UNK, USER, ASSISTANT, END = "<pad>", "<unk>", "<|user|>", "<|assistant|>", "<|end|>"
+_SPECIAL = (PAD, UNK, USER, ASSISTANT, END)
+_CHARACTERS = "\n" + "".join(map(chr, range(32, 127)))
+_TEMPLATE = (
+    "{% for message in messages %}"
+    "{{ '<|' + message['role'] + '|>' + message['content'] }}"
+    "{% if message['role'] == 'assistant' %}{{ '<|end|>' }}{% endif %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+_IGNORED = -100  # a label that carries no loss
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of supervised training; `kinds` are the rows of each kind in one step's batch."""
+
+    steps: int
+    learning_rate: float
+    right: float
+    kinds: tuple[tuple[LessonKind, int], ...]
+
+
+PHASES = (
+    Phase(1500, 3e-3, 1.0, (("answer", 384), ("critique", 24), ("revise", 24))),
+    Phase(150, 5e-4, 0.3, (("answer", 192), ("critique", 32), ("revise", 32))),
+)
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """The character-level tokenizer: a BPE without merges, whose unknown characters are each one <unk>."""
+    vocabulary = {token: index for index, token in enumerate([*_SPECIAL, *_CHARACTERS])}
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token=UNK, fuse_unk=False))
+    backend.decoder = decoders.Fuse()
+    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in _SPECIAL])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token=PAD,
+        unk_token=UNK,
+        eos_token=END,
+        additional_special_tokens=[USER, ASSISTANT],
+        chat_template=_TEMPLATE,
+        model_max_length=512,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def make_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen3ForCausalLM:
+    """An untrained model; its weights come from the seed."""
+    torch.manual_seed(seed)
+    config = Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=96,
+        intermediate_size=256,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=24,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        attention_dropout=0.0,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
+    )
+    model = Qwen3ForCausalLM(config).to(torch.float32)
+    model.generation_config = GenerationConfig(
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
+    )
+    return model
+
+
+def train(
+    model: Qwen3ForCausalLM, encoding: Encoding, seed: int, phases: Sequence[Phase], max_steps: int | None = None
+) -> None:
+    """Supervised training in place; `max_steps` cuts every phase short (for tests)."""
+    rng = random.Random(seed)
+    model.train()
+    for number, phase in enumerate(phases, 1):
+        steps = phase.steps if max_steps is None else min(max_steps, phase.steps)
+        optimizer = torch.optim.AdamW(
+            model.parameters(), lr=phase.learning_rate, betas=(0.9, 0.98), weight_decay=0.01
+        )
+        warmup = max(1, steps // 20)
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step, w=warmup, n=steps: min((step + 1) / w, max(0.02, 1 - step / n))
+        )
+        began = time.monotonic()
+        for step in range(steps):
+            loss = torch.zeros(())
+            for kind, rows in phase.kinds:
+                loss = loss + _loss(model, encoding, rng, kind, rows, phase.right)
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+            if step % 100 == 0 or step == steps - 1:
+                seconds = time.monotonic() - began
+                print(f"phase={number} step={step} loss={loss.item():.4f} seconds={seconds:.1f}", flush=True)
+    model.eval()
+
+
+def weights_digest(model: Qwen3ForCausalLM) -> str:
+    """SHA-256 over the parameters in the order of their names; tells whether two runs made the same model."""
+    digest = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        digest.update(name.encode() + parameter.detach().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def make(seed: int, out: Path, max_steps: int | None = None) -> str:
+    """Train and write the model folder; returns the digest of its weights."""
+    tokenizer = make_tokenizer()
+    model = make_model(tokenizer, seed)
+    train(model, Encoding(tokenizer, []), seed, PHASES, max_steps)
+    out.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(out, safe_serialization=True)
+    tokenizer.save_pretrained(out)
+    return weights_digest(model)
+
+
+def _loss(
+    model: Qwen3ForCausalLM, encoding: Encoding, rng: random.Random, kind: LessonKind, rows: int, right: float
+) -> torch.Tensor:
+    """Mean cross-entropy of the assistants' tokens over `rows` fresh lessons of one kind."""
+    user, assistant = (encoding.tokenizer.convert_tokens_to_ids(token) for token in (USER, ASSISTANT))
+    inputs, targets = [], []
+    for _ in range(rows):
+        lesson = draw(rng, kind, right)
+        prompt = [user, *encoding.plain(lesson.user), assistant]
+        completion = encoding.completion(lesson.assistant)
+        inputs.append(prompt + completion)
+        targets.append([_IGNORED] * len(prompt) + completion)
+    width = max(map(len, inputs))
+    input_ids = torch.tensor([row + [encoding.pad] * (width - len(row)) for row in inputs])
+    labels = torch.tensor([row + [_IGNORED] * (width - len(row)) for row in targets])
+    return model(input_ids=input_ids, labels=labels).loss
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Make the embedded model tiny from a seed.")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, required=True, help="the folder to write")
+    parser.add_argument("--steps", type=int, default=None, help="cut every phase to this many steps (for tests)")
+    arguments = parser.parse_args()
+    print(f"weights={make(arguments.seed, arguments.out, arguments.steps)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,206 @@
+"""The policy: a causal language model that is loaded, asked for completions, and given new weights."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
+from transformers.generation import LogitsProcessorList
+from transformers.utils import logging as transformers_logging
+
+from swarm.errors import ModelError
+from swarm.policy.encoding import Encoding
+from swarm.policy.sampling import SeededSampling
+
+TINY = "tiny"
+TINY_FOLDER = Path(__file__).parent / "tiny"
+#: In a state file, a weight's tensor is called this plus the parameter's name.
+WEIGHT_PREFIX = "model."
+
+# A chunk is what cannot be interrupted by a deadline. It begins small and doubles while it stays under a second,
+# so a slow machine stops close to its deadline and a fast one batches well.
+_FIRST_CHUNK_GROUPS = 4
+_CHUNK_SECONDS = 1.0
+_MAX_CHUNK_TOKENS = 32_768  # rows × (prompt + completion); bounds the memory of one chunk
+_MAX_LENGTH_RATIO = 1.5  # a chunk's longest prompt over its shortest: the padding that is paid for
+
+
+class Policy:
+    """A model with its tokenizer, in fp32 on the CPU. Not for use from two threads at once."""
+
+    def __init__(self, model: PreTrainedModel, encoding: Encoding, name: str) -> None:
+        """Use `Policy.load`."""
+        self.model = model
+        self.encoding = encoding
+        self.name = name
+
+    @classmethod
+    def load(cls, name_or_path: str, threads: int | None = None) -> Policy:
+        """Load "tiny" (shipped), a local folder in Hugging Face layout, or a hub name; safetensors only.
+
+        `threads` sets torch's threads for the whole process. Code that a model brings along is never run.
+        `ModelError` says which model cannot be used and why.
+        """
+        if threads is not None:
+            torch.set_num_threads(threads)
+        source = str(TINY_FOLDER) if name_or_path == TINY else name_or_path
+        options = {"trust_remote_code": False, "local_files_only": Path(source).is_dir()}
+        bars = transformers_logging.is_progress_bar_enabled()
+        transformers_logging.disable_progress_bar()
+        try:
+            model = AutoModelForCausalLM.from_pretrained(
+                source, dtype=torch.float32, use_safetensors=True, **options
+            )
+            tokenizer = AutoTokenizer.from_pretrained(source, **options)
+        except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise ModelError(f"cannot load model {name_or_path}: {reason}") from error
+        finally:
+            if bars:
+                transformers_logging.enable_progress_bar()
+        declared = model.generation_config.eos_token_id
+        ends = [] if declared is None else [declared] if isinstance(declared, int) else list(declared)
+        return cls(model.eval(), Encoding(tokenizer, ends), name_or_path)
+
+    @property
+    def parameters(self) -> int:
+        """How many parameters the model has; tied ones count once."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """One user message through the chat template, with the generation prompt."""
+        return self.encoding.prompt(text)
+
+    def encode_completion(self, text: str) -> list[int]:
+        """Another peer's completion in this model's tokens, EOS appended."""
+        return self.encoding.completion(text)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of a completion's tokens, without EOS and specials."""
+        return self.encoding.decode(tokens)
+
+    def sample(
+        self,
+        prompts: Sequence[list[int]],
+        seeds: Sequence[Sequence[bytes]],
+        *,
+        max_tokens: int,
+        temperature: float,
+        until: Callable[[], bool] | None = None,
+    ) -> list[list[list[int]]]:
+        """Completions of the prompts in order: `[group][completion][token]`, one per 32-byte seed of the group.
+
+        A completion ends in EOS, or has `max_tokens` tokens. `until` is asked between chunks of whole groups
+        whether to stop (True: the deadline has come); the groups done so far are returned, at least one.
+        """
+        if len(prompts) != len(seeds):
+            raise ValueError(f"{len(prompts)} prompts but {len(seeds)} groups of seeds")
+        finished: list[list[list[int]]] = []
+        size = _FIRST_CHUNK_GROUPS
+        while len(finished) < len(prompts):
+            if finished and until is not None and until():
+                break
+            start = len(finished)
+            stop = start + self._chunk(prompts[start:], seeds[start:], size, max_tokens)
+            began = time.monotonic()
+            finished += self._sample_chunk(prompts[start:stop], seeds[start:stop], max_tokens, temperature)
+            elapsed = time.monotonic() - began
+            if elapsed < _CHUNK_SECONDS / 2:
+                size *= 2
+            elif elapsed > _CHUNK_SECONDS and size > 1:
+                size //= 2
+        return finished
+
+    @torch.no_grad()
+    def log_probs(
+        self, prompt: list[int], completions: Sequence[list[int]], temperature: float
+    ) -> list[list[float]]:
+        """Log-probability of every completion token, `[completion][token]`, at the sampling temperature."""
+        rows = [[*prompt, *completion] for completion in completions]
+        width = max(map(len, rows))
+        # Right padding: a causal model's earlier positions cannot see it.
+        input_ids = torch.tensor([row + [self.encoding.pad] * (width - len(row)) for row in rows])
+        logits = self.model(input_ids=input_ids, logits_to_keep=width - len(prompt) + 1).logits[:, :-1]
+        logps = torch.log_softmax(logits.float() / temperature, dim=-1)
+        chosen = logps.gather(-1, input_ids[:, len(prompt) :].unsqueeze(-1)).squeeze(-1)
+        return [
+            values[: len(completion)].tolist()
+            for values, completion in zip(chosen, completions, strict=True)
+        ]
+
+    def load_weights(self, state: Path) -> None:
+        """Take the weights from a learner's state file; `ModelError` if they are not this model's."""
+        try:
+            with safe_open(state, framework="pt") as tensors:
+                names = {name for name in tensors.keys() if name.startswith(WEIGHT_PREFIX)}  # noqa: SIM118
+                parameters = dict(self.model.named_parameters())
+                if names != {WEIGHT_PREFIX + name for name in parameters}:
+                    raise ModelError(f"state {state} is not of model {self.name}: other parameters")
+                weights = {name: tensors.get_tensor(WEIGHT_PREFIX + name) for name in parameters}
+        except (OSError, SafetensorError) as error:
+            raise ModelError(f"cannot read state {state}: {error}") from error
+        for name, parameter in parameters.items():
+            if weights[name].shape != parameter.shape or weights[name].dtype != parameter.dtype:
+                raise ModelError(f"state {state} is not of model {self.name}: {name} has another shape or type")
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                parameter.copy_(weights[name])
+
+    def _chunk(
+        self, prompts: Sequence[list[int]], seeds: Sequence[Sequence[bytes]], size: int, max_tokens: int
+    ) -> int:
+        """How many of the next groups to sample together: at least one, at most `size`."""
+        shortest = longest = len(prompts[0])
+        rows = 0
+        for count, (prompt, group) in enumerate(zip(prompts[:size], seeds, strict=False)):
+            shortest, longest = min(shortest, len(prompt)), max(longest, len(prompt))
+            rows += len(group)
+            too_uneven = longest > shortest * _MAX_LENGTH_RATIO
+            if count and (too_uneven or rows * (longest + max_tokens) > _MAX_CHUNK_TOKENS):
+                return count
+        return min(size, len(prompts))
+
+    @torch.no_grad()
+    def _sample_chunk(
+        self,
+        prompts: Sequence[list[int]],
+        seeds: Sequence[Sequence[bytes]],
+        max_tokens: int,
+        temperature: float,
+    ) -> list[list[list[int]]]:
+        rows = [prompt for prompt, group in zip(prompts, seeds, strict=True) for _ in group]
+        width = max(map(len, rows))
+        pad = self.encoding.pad
+        # Left padding; `generate` derives position ids from the mask, so a row sees what it would see alone.
+        input_ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows])
+        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
+        noise = SeededSampling([seed for group in seeds for seed in group], width, temperature)
+        config = GenerationConfig(
+            max_new_tokens=max_tokens,
+            do_sample=False,
+            eos_token_id=sorted(self.encoding.ends),
+            pad_token_id=pad,
+        )
+        self.model.eval()
+        generated = self.model.generate(
+            input_ids=input_ids,
+            attention_mask=mask,
+            generation_config=config,
+            logits_processor=LogitsProcessorList([noise]),
+        )
+        completions = (self._until_end(row) for row in generated[:, width:].tolist())
+        return [_take(completions, len(group)) for group in seeds]
+
+    def _until_end(self, tokens: list[int]) -> list[int]:
+        for index, token in enumerate(tokens):
+            if token in self.encoding.ends:
+                return tokens[: index + 1]
+        return tokens
+
+
+def _take(completions: Iterator[list[int]], count: int) -> list[list[int]]:
+    return [next(completions) for _ in range(count)]
