@@ -73,6 +73,7 @@ class Gather(Effect[list[Received]]):
 class TrainingGroup:
     """One group to learn from, as text; rewards are recomputed ones."""
 
+    digest: bytes
     prompt: str
     completions: tuple[Completion, ...]
     rewards: tuple[float, ...]
@@ -81,8 +82,9 @@ class TrainingGroup:
 
 @dataclass(frozen=True)
 class Learned:
-    """The digests of the three states that the commitment names."""
+    """How much of the batch fitted into the time, and the digests of the three states."""
 
+    taken: int  # learned from batch[:taken]
     sampled_with: bytes
     state_before: bytes
     state_after: bytes
@@ -90,9 +92,10 @@ class Learned:
 
 @dataclass(frozen=True)
 class Learn(Effect[Learned]):
-    """One GRPO update on the batch."""
+    """One GRPO update on the batch, or on as long a prefix of it as fits before `until`."""
 
     batch: tuple[TrainingGroup, ...]
+    until: float
 
 
 @dataclass(frozen=True)

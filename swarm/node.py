@@ -25,7 +25,7 @@ from swarm.exchange import wire
 from swarm.exchange.service import Exchange
 from swarm.learner.trainer import Learner
 from swarm.ledger.client import LedgerClient, Report, connect
-from swarm.performer import Performer
+from swarm.performer import Pace, Performer
 from swarm.policy.model import Policy
 from swarm.records import Records, RoundRecord, Status
 from swarm.settings import Settings
@@ -105,6 +105,7 @@ class Node:
         self._state_on_ledger = self._resume()
         self._beacon = self.manifest.swarm_id  # of the last round; before the first, anything all peers share
         self._active = 0
+        self._pace = Pace()
 
         self._exchange = self._stack.enter_context(
             Exchange(
@@ -120,9 +121,8 @@ class Node:
         )
         self._announce_bootnode()
         self._set_status("waiting")
-        log.info(
-            "ready peer=%s name=%r address=%s", self.identity.peer_id, self.name, self._exchange.multiaddrs[0]
-        )
+        address = self._exchange.multiaddrs[0]
+        log.info("ready peer=%s name=%r address=%s", self.identity.peer_id, self.name, address)
 
     def _lock(self, path: Path) -> None:
         lock = FileLock(path, timeout=0)
@@ -226,6 +226,7 @@ class Node:
             self._policy,
             self._learner,
             self._exchange,
+            self._pace,
             wait_until=self._wait_until,
             now=self._ledger.now,
             checkpoint=self._checkpoint,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from collections.abc import Callable
 
@@ -21,6 +22,25 @@ log = logging.getLogger("swarm.node")
 GATHER_SHARE = 0.1
 
 
+class Pace:
+    """How long a group takes to learn from here, so that a batch can be cut to what fits in time."""
+
+    def __init__(self) -> None:
+        self._seconds_per_group: float | None = None
+
+    def fitting(self, seconds: float) -> int:
+        """How many groups fit into some seconds: at least one; before the first measurement, all."""
+        if self._seconds_per_group is None:
+            return sys.maxsize
+        return max(1, int(seconds / self._seconds_per_group))
+
+    def measured(self, groups: int, seconds: float) -> None:
+        """Take a measurement in; the slower of the last two counts, lest a report come late."""
+        if groups:
+            latest = seconds / groups
+            self._seconds_per_group = max(latest, (latest + (self._seconds_per_group or latest)) / 2)
+
+
 class Performer:
     """Carries out the effects of one round; what concerns the peer's whole life comes in as callables.
 
@@ -37,6 +57,7 @@ class Performer:
         policy: Policy,
         learner: Learner,
         exchange: Exchange,
+        pace: Pace,
         *,
         now: Callable[[], float],
         wait_until: Callable[[float], None],
@@ -48,6 +69,7 @@ class Performer:
         self._policy = policy
         self._learner = learner
         self._exchange = exchange
+        self._pace = pace
         self._now = now
         self._wait_until = wait_until
         self._checkpoint = checkpoint
@@ -114,11 +136,14 @@ class Performer:
     def _learn(self, effect: Learn) -> Learned:
         self._show("learn")
         before = self._learner.state_digest()
-        update = self._learner.update([self._training_group(group) for group in effect.batch])
+        batch = effect.batch[: self._pace.fitting(effect.until - self._now())]
+        update = self._learner.update([self._training_group(group) for group in batch])
+        self._pace.measured(len(batch), update.seconds)
         self._checkpoint(self._rules.round)
         log.debug("learned update=%s", update)
         # Sampling and learning do not overlap yet: the state that sampled is the one that learns.
-        return Learned(sampled_with=before, state_before=before, state_after=self._learner.state_digest())
+        after = self._learner.state_digest()
+        return Learned(taken=len(batch), sampled_with=before, state_before=before, state_after=after)
 
     def _training_group(self, group: effects.TrainingGroup) -> TrainingGroup:
         return TrainingGroup(

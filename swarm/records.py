@@ -1,4 +1,4 @@
-"""A peer's own memory of its rounds: `state.sqlite`. The node writes it; status, demo and board read it."""
+"""A peer's own memory of its rounds: `state.sqlite`. The node writes it; the demo and the board read it."""
 
 from __future__ import annotations
 

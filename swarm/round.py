@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from functools import partial
+from itertools import zip_longest
 
 from swarm import tasks
 from swarm.cellmates import Answer, AnswerGroup, Cellmates, Critique
@@ -91,7 +92,9 @@ async def play(rules: RoundRules) -> Played:
         begins = stage.ends_at
 
     external, skips = _external(rules, mates)
-    learned = await Learn(_batch(rules, own, external, mates))
+    batch = _batch(rules, own, external, mates)
+    learned = await Learn(batch, until=rules.at(rules.manifest.learn.ends_at))
+    used = batch[: learned.taken]
 
     reward_micros = sum(_group_reward_micros(group.rewards) for group in own)
     commitment = Commitment(
@@ -102,7 +105,7 @@ async def play(rules: RoundRules) -> Played:
         state_before=learned.state_before,
         state_after=learned.state_after,
         rollouts=tuple(rollouts),
-        batch=tuple([_digest(rules, group) for group in own] + [group.digest for group in external]),
+        batch=tuple(group.digest for group in used),
         skips=tuple(skips),
         reward_micros=reward_micros,
     )
@@ -110,7 +113,7 @@ async def play(rules: RoundRules) -> Played:
         round=rules.round,
         rewards=_mean_rewards(rules.manifest, own),
         groups=len(own),
-        external_groups=len(external),
+        external_groups=sum(not group.own for group in used),
         reward_micros=reward_micros,
         commitment=commitment.root(),
         dropped=dict(mates.dropped),
@@ -238,23 +241,32 @@ def _external(rules: RoundRules, mates: Cellmates) -> tuple[list[AnswerGroup], l
 def _batch(
     rules: RoundRules, own: list[OwnGroup], external: list[AnswerGroup], mates: Cellmates
 ) -> tuple[TrainingGroup, ...]:
-    """Own groups of all stages, then the external ones."""
-    return tuple(
-        [TrainingGroup(group.prompt, group.group.completions, group.rewards, own=True) for group in own]
-        + [
-            TrainingGroup(
-                stages.answer_prompt(mates.question(group.group.index)),
-                group.group.completions,
-                group.rewards,
-                own=False,
-            )
-            for group in external
-        ]
-    )
+    """Own groups of all stages and external ones by turns, so that a prefix of the batch holds both.
 
-
-def _digest(rules: RoundRules, group: OwnGroup) -> bytes:
-    return group_digest(rules.peer, rules.round, STAGE_NUMBER[group.stage.name], group.group)
+    Groups of equal rewards are left out: they have no advantage to learn from.
+    """
+    ours = [
+        TrainingGroup(
+            digest=group_digest(rules.peer, rules.round, STAGE_NUMBER[group.stage.name], group.group),
+            prompt=group.prompt,
+            completions=group.group.completions,
+            rewards=group.rewards,
+            own=True,
+        )
+        for group in own
+        if len(set(group.rewards)) > 1
+    ]
+    others = [
+        TrainingGroup(
+            digest=group.digest,
+            prompt=stages.answer_prompt(mates.question(group.group.index)),
+            completions=group.group.completions,
+            rewards=group.rewards,
+            own=False,
+        )
+        for group in external
+    ]
+    return tuple(group for pair in zip_longest(ours, others) for group in pair if group is not None)
 
 
 def _group_reward_micros(rewards: tuple[float, ...]) -> int:

@@ -1,7 +1,7 @@
 """Blobs: files named by their SHA-256, and the stream protocol by which peers hand them to each other.
 
-    request   32 bytes: the digest
-    answer    1 status byte; if it is OK, 8 bytes big-endian: the size, then the content
+request   32 bytes: the digest
+answer    1 status byte; if it is OK, 8 bytes big-endian: the size, then the content
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
-from hivemind.p2p import P2P
+from hivemind.p2p import P2P, P2PDaemonError
 from hivemind.p2p.p2p_daemon_bindings.datastructures import StreamInfo
 
 from swarm.errors import ExchangeError
@@ -53,7 +53,9 @@ class BlobStore:
     def put(self, data: bytes) -> bytes:
         """Keep `data`, making room if needed; returns its digest. `ExchangeError` if it can never fit."""
         if len(data) > self.max_bytes:
-            raise ExchangeError(f"blob of {len(data)} bytes is over the store's {self.max_bytes}: raise the quota")
+            raise ExchangeError(
+                f"blob of {len(data)} bytes is over the store's {self.max_bytes}: raise the quota"
+            )
         digest = hashlib.sha256(data).digest()
         with self._lock:
             if digest in self._sizes and self.path(digest).exists():
@@ -112,13 +114,19 @@ class BlobServer:
     ) -> None:
         # Called by hivemind for each stream that a peer opens. Whatever the peer does, slow, silent or
         # gone, ends this one stream and nothing else.
-        with closing(writer), suppress(OSError, asyncio.IncompleteReadError, TimeoutError):
-            with self._slot(info.peer_id.to_bytes()) as free:
+        with (
+            closing(writer),
+            suppress(OSError, asyncio.IncompleteReadError),
+            self._slot(info.peer_id.to_bytes()) as free,
+        ):
+            try:
                 if not free:
                     await _send(writer, BUSY)
                     return
                 digest = await asyncio.wait_for(reader.readexactly(DIGEST_BYTES), CHUNK_TIMEOUT_SECONDS)
                 await self._serve(digest, writer)
+            except TimeoutError:
+                writer.transport.abort()  # close() would wait for the peer to take what is buffered
 
     async def _serve(self, digest: bytes, writer: asyncio.StreamWriter) -> None:
         try:
@@ -159,9 +167,7 @@ async def fetch(p2p: P2P, peer: bytes, digest: bytes, size_bytes: int, timeout: 
         raise ExchangeError("blob did not come in time") from None
     except asyncio.IncompleteReadError:
         raise ExchangeError("peer broke off the blob") from None
-    except ExchangeError:
-        raise
-    except Exception as error:  # noqa: BLE001 - hivemind raises many kinds for a peer not there; one boundary
+    except (P2PDaemonError, OSError) as error:
         raise ExchangeError(f"peer cannot be reached: {' '.join(str(error).split())[:200]}") from error
     return data
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from hivemind.dht import DHTNode
@@ -78,10 +78,15 @@ async def _meet(node: DHTNode, p2p: P2P, address: str) -> bool:
         return False
 
 
-def held_locally(node: DHTNode, key: bytes, peer: bytes) -> bool:
-    """Whether this node's own storage has a record of `peer` under the 20-byte key."""
-    found = node.protocol.storage.get(DHTID.from_bytes(key))
-    return found is not None and isinstance(found.value, DictionaryDHTValue) and peer in found.value
+def held_locally(node: DHTNode, key: bytes) -> dict[bytes, tuple[bytes, float]]:
+    """What this node itself holds under the 20-byte key: subkey to (envelope, expiration)."""
+    records = {}
+    for storage in (node.protocol.cache, node.protocol.storage):
+        found = storage.get(DHTID.from_bytes(key))
+        if found is not None and isinstance(found.value, DictionaryDHTValue):
+            for subkey, (value, expiration) in found.value.items():
+                records[subkey] = node.protocol.serializer.loads(value), expiration
+    return records
 
 
 def split_listen_address(address: str) -> tuple[str, int]:
@@ -89,7 +94,7 @@ def split_listen_address(address: str) -> tuple[str, int]:
     try:
         multiaddr = Multiaddr(address)
         return multiaddr["ip4"], int(multiaddr["tcp"])
-    except Exception as error:  # noqa: BLE001 - hivemind's multiaddr raises many kinds; one boundary
+    except Exception as error:  # hivemind's multiaddr raises many kinds; one boundary
         raise ExchangeError(
             f"cannot listen on {address!r}: expected a multiaddress such as /ip4/0.0.0.0/tcp/38331"
         ) from error
@@ -142,8 +147,3 @@ def _with_own_expiration(found: ValueWithExpiration[Any] | None) -> ValueWithExp
         return None
     found.value.latest_expiration_time = max(expirations)
     return ValueWithExpiration(found.value, max(expirations))
-
-
-def listen_addresses(addresses: Sequence[Multiaddr]) -> list[str]:
-    """Multiaddresses as text, each once."""
-    return list(dict.fromkeys(str(address) for address in addresses))

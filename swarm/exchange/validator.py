@@ -69,9 +69,7 @@ class AnnouncementValidator(RecordValidatorBase):
             raise WireError("subkey is not the signer's peer digest")
         if announcement.swarm != self.swarm_id:
             raise WireError("announcement is of another swarm")
-        slot_key = wire.dht_key(
-            announcement.swarm, announcement.round, announcement.stage, announcement.cell
-        )
+        slot_key = wire.dht_key(announcement.swarm, announcement.round, announcement.stage, announcement.cell)
         if key_hash(slot_key) != key:
             raise WireError("key is not that of the announced round, stage and cell")
         fixed = wire.expiration(self.genesis, self.round_seconds, announcement.round)

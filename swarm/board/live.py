@@ -1,0 +1,76 @@
+"""What a running swarm looks like in a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from rich.table import Table
+
+from swarm.ledger.client import LedgerClient
+from swarm.manifest import Manifest
+from swarm.records import RoundRecord, Status
+
+BARS = "▁▂▃▄▅▆▇█"
+
+
+@dataclass
+class PeerView:
+    """One peer as its database shows it."""
+
+    name: str = ""
+    running: bool = False
+    status: Status | None = None
+    records: list[RoundRecord] = field(default_factory=list)
+
+
+def live_table(peers: Sequence[PeerView], ledger: LedgerClient, manifest: Manifest) -> Table:
+    """A row per peer: what it does now, its last rewards, and the course of its answers."""
+    elapsed = ledger.now() - ledger.genesis
+    if elapsed < 0:
+        title = f"{manifest.name}: the first round begins in {-elapsed:.0f} s"
+    else:
+        number, into = divmod(elapsed, manifest.round_seconds)
+        title = f"{manifest.name}: round {number:.0f}, {manifest.round_seconds - into:.0f} s left"
+    table = Table(title=title, title_justify="left")
+    table.add_column("peer", no_wrap=True)
+    table.add_column("now", min_width=8)
+    table.add_column("round", justify="right")
+    for stage in manifest.stages:
+        table.add_column(stage.name, justify="right")
+    table.add_column("external", justify="right")
+    table.add_column("reported", justify="right")
+    table.add_column("answer rewards")
+    for peer in peers:
+        state = peer.status.state if peer.status else "starting"
+        last = peer.records[-1] if peer.records else None
+        table.add_row(
+            peer.name,
+            state if peer.running or state == "done" else "[red]gone[/red]",
+            str(last.round) if last else "",
+            *[_reward(last, stage.name) for stage in manifest.stages],
+            str(last.external_groups) if last else "",
+            f"{sum(1 for record in peer.records if record.tx)}/{len(peer.records)}",
+            sparkline([record.rewards.get("answer", 0.0) for record in peer.records]),
+        )
+    return table
+
+
+def round_line(number: int, peers: Sequence[PeerView]) -> str:
+    """One finished round in one line, for logs and pipes."""
+    parts = []
+    for peer in peers:
+        for record in peer.records:
+            if record.round == number:
+                reward = _reward(record, "answer")
+                parts.append(f"{peer.name} answer={reward} external={record.external_groups}")
+    return f"round {number}: " + "; ".join(parts)
+
+
+def sparkline(values: Sequence[float]) -> str:
+    """Values in [0, 1] as a row of bars."""
+    return "".join(BARS[min(len(BARS) - 1, int(value * len(BARS)))] for value in values)
+
+
+def _reward(record: RoundRecord | None, stage: str) -> str:
+    return f"{record.rewards[stage]:.2f}" if record and stage in record.rewards else "–"

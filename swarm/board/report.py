@@ -1,0 +1,91 @@
+"""The demo's report: what each peer recorded, beside what the ledger says (DESIGN.md, section 9)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from msgspec import Struct
+
+from identity import Identity, peer_id_text, peer_name
+from swarm.ledger.client import LedgerClient
+from swarm.records import RoundRecord
+
+
+class PeerRound(Struct, frozen=True, kw_only=True):
+    """One peer's round, from its own records."""
+
+    name: str
+    reward: dict[str, float]  # mean of each stage
+    reward_micros: int  # what it reported: the sum of its groups' mean rewards
+    groups: int
+    external_groups: int
+    commitment: str
+    tx: str | None  # None if the report did not reach the ledger
+    dropped: dict[str, int]
+
+
+class Round(Struct, frozen=True):
+    """One round of all peers, by peer id."""
+
+    round: int
+    peers: dict[str, PeerRound]
+
+
+class LedgerPeer(Struct, frozen=True):
+    """A peer's totals on the ledger; the reward in micro-units."""
+
+    rounds: int
+    total_reward: int
+
+
+class Ledger(Struct, frozen=True):
+    """The contract and what it holds."""
+
+    address: str
+    peers: dict[str, LedgerPeer]
+
+
+class Report(Struct, frozen=True, kw_only=True):
+    """The whole file. `audits` stays empty until peers audit one another."""
+
+    swarm: str
+    seed: int
+    rounds: list[Round]
+    ledger: Ledger
+    audits: list[dict[str, object]] = []
+    seconds: float
+
+
+def build(
+    peers: Sequence[tuple[Identity, list[RoundRecord]]], ledger: LedgerClient, *, seed: int, seconds: float
+) -> Report:
+    """Join the peers' records by round and read the ledger's totals.
+
+    A peer that was killed between sending a report and noting its receipt has no transaction in its
+    record; the ledger's events fill it in.
+    """
+    on_ledger = {(event.peer, event.round): event.tx for event in ledger.reports()}
+    rounds: dict[int, dict[str, PeerRound]] = {}
+    for identity, records in peers:
+        for record in records:
+            rounds.setdefault(record.round, {})[identity.peer_id] = PeerRound(
+                name=peer_name(identity.peer),
+                reward=record.rewards,
+                reward_micros=record.reward_micros,
+                groups=record.groups,
+                external_groups=record.external_groups,
+                commitment=record.commitment,
+                tx=record.tx or on_ledger.get((identity.peer, record.round)),
+                dropped=record.dropped,
+            )
+    totals = {
+        peer_id_text(record.peer): LedgerPeer(record.rounds, record.all_reward_micros)
+        for record in ledger.leaderboard()
+    }
+    return Report(
+        swarm=ledger.swarm_id.hex(),
+        seed=seed,
+        rounds=[Round(number, rounds[number]) for number in sorted(rounds)],
+        ledger=Ledger(ledger.address, totals),
+        seconds=round(seconds, 1),
+    )

@@ -1,0 +1,191 @@
+"""The commands. Each parses its arguments and calls one function; heavy imports wait until they are needed."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from identity import IdentityError
+from swarm.errors import SwarmError, UsageError
+from swarm.settings import Settings, swarm_home
+
+EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
+    parsed = _parser().parse_args(arguments)
+    # Being told to end is the same as Ctrl-C: everything that was started is stopped on the way out.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        return parsed.run(parsed)
+    except UsageError as error:
+        print(f"swarm: {error}", file=sys.stderr)
+        return EXIT_USAGE
+    except (SwarmError, IdentityError) as error:
+        print(f"swarm: {error}", file=sys.stderr)
+        return EXIT_FAILED
+    except KeyboardInterrupt:
+        print("swarm: stopped", file=sys.stderr)
+        return EXIT_INTERRUPTED
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from swarm.demo import DEMO_MANIFEST, Options, run_demo
+
+    options = Options(
+        peers=arguments.peers,
+        rounds=arguments.rounds,
+        seed=arguments.seed,
+        report=arguments.report,
+        manifest=arguments.manifest or DEMO_MANIFEST,
+        home=arguments.home,
+    )
+    return run_demo(options, Console())
+
+
+def _create(arguments: argparse.Namespace) -> int:
+    import time
+
+    from identity import load_or_create_wallet
+    from swarm.ledger.client import deploy
+    from swarm.manifest import load
+
+    manifest = load(arguments.manifest)
+    wallet = load_or_create_wallet(Settings(home=arguments.home).wallet_path)
+    ledger = deploy(arguments.rpc, wallet, manifest, int(time.time()) + arguments.delay)
+    print(ledger.join_line)
+    return 0
+
+
+def _join(arguments: argparse.Namespace) -> int:
+    logging.basicConfig(
+        level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s"
+    )
+    from swarm.node import Node
+
+    settings = Settings(
+        home=arguments.home,
+        listen=tuple(arguments.listen),
+        initial_peers=tuple(arguments.peer),
+        threads=arguments.threads,
+    )
+    with Node(settings, arguments.swarm) as node:
+        node.run(arguments.rounds)
+    return 0
+
+
+def _leaderboard(arguments: argparse.Namespace) -> int:
+    from swarm.board.leaderboard import leaderboard_rows, leaderboard_table
+    from swarm.ledger.client import connect
+
+    ledger = connect(arguments.swarm)
+    records = ledger.leaderboard()
+    if arguments.json:
+        print(json.dumps(leaderboard_rows(records), indent=2))
+        return 0
+    from rich.console import Console
+
+    Console().print(leaderboard_table(records, title=f"Leaderboard, read from {ledger.address}"))
+    return 0
+
+
+def _identity_show(arguments: argparse.Namespace) -> int:
+    from identity import Identity, peer_name
+
+    identity = Identity.load(Settings(home=arguments.home).identity_path)
+    shown = {"peer": identity.peer_id, "name": peer_name(identity.peer), "file": str(identity.path)}
+    print(
+        json.dumps(shown) if arguments.json else "\n".join(f"{key:6}{value}" for key, value in shown.items())
+    )
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="swarm", description="Train language models together by reinforcement learning, trusting nobody."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    home = argparse.ArgumentParser(add_help=False)
+    home.add_argument("--home", type=Path, default=swarm_home(), help="where keys and data are (%(default)s)")
+
+    demo = commands.add_parser(
+        "demo", parents=[home], help="a whole swarm on this machine, offline", description=_demo_description()
+    )
+    demo.add_argument("--peers", type=_count, default=4, metavar="N", help="how many peers (%(default)s)")
+    demo.add_argument(
+        "--rounds", type=_count, default=12, metavar="R", help="rounds that each peer plays (%(default)s)"
+    )
+    demo.add_argument(
+        "--seed", type=_seed, default=1, metavar="S", help="which questions are drawn (%(default)s)"
+    )
+    demo.add_argument(
+        "--report", type=Path, metavar="FILE.json", help="where the report goes; the plot goes beside it"
+    )
+    demo.add_argument(
+        "--manifest", type=Path, metavar="FILE", help="another swarm's rules (configs/demo.yaml)"
+    )
+    demo.set_defaults(run=_demo)
+
+    create = commands.add_parser(
+        "create", parents=[home], help="put a swarm on a chain; prints its join line"
+    )
+    create.add_argument(
+        "manifest", type=Path, metavar="MANIFEST", help="the YAML file with the swarm's rules"
+    )
+    create.add_argument("--rpc", required=True, metavar="URL", help="the chain's RPC endpoint")
+    create.add_argument(
+        "--delay", type=_seed, default=30, metavar="SECONDS", help="until the first round (%(default)s)"
+    )
+    create.set_defaults(run=_create)
+
+    join = commands.add_parser(
+        "join", parents=[home], help="take part in a swarm until Ctrl-C; survives restarts"
+    )
+    join.add_argument("swarm", metavar="SWARM", help="the line that `swarm create` printed: CONTRACT@RPC")
+    join.add_argument("--rounds", type=_count, metavar="R", help="stop after so many rounds")
+    join.add_argument(
+        "--listen", nargs="+", default=["/ip4/127.0.0.1/tcp/0"], metavar="MULTIADDR", help="(%(default)s)"
+    )
+    join.add_argument("--peer", nargs="+", default=[], metavar="MULTIADDR", help="peers to connect to first")
+    join.add_argument("--threads", type=_count, help="CPU threads for the model (torch's default)")
+    join.set_defaults(run=_join)
+
+    board = commands.add_parser("leaderboard", help="who contributed what, read from the ledger")
+    board.add_argument("swarm", metavar="SWARM", help="the swarm's join line")
+    board.add_argument("--json", action="store_true", help="for scripts")
+    board.set_defaults(run=_leaderboard)
+
+    identity = commands.add_parser("identity", help="this machine's peer identity")
+    actions = identity.add_subparsers(required=True, metavar="ACTION")
+    show = actions.add_parser("show", parents=[home], help="the peer id, its name and its file")
+    show.add_argument("--json", action="store_true", help="for scripts")
+    show.set_defaults(run=_identity_show)
+    return parser
+
+
+def _demo_description() -> str:
+    return (
+        "Starts a devnet, creates a swarm on it, lets peers train in processes of their own, shows them in a "
+        "live table, and ends with a plot, the leaderboard read from the ledger, and a report."
+    )
+
+
+def _count(text: str) -> int:
+    value = _seed(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a number of at least 1")
+    return value
+
+
+def _seed(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or len(text) > 18:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a whole number of up to 18 digits")
+    return int(text)

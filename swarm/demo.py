@@ -1,0 +1,225 @@
+"""`swarm demo`: a whole swarm on this machine, made of the same parts as any other.
+
+It starts a devnet, creates the swarm on it, starts peers as separate `swarm join` processes, shows what
+their databases say, and in the end reads the leaderboard from the ledger.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+from eth_account import Account
+from rich.console import Console
+from rich.live import Live
+
+from identity import Identity, load_or_create_wallet, peer_name
+from swarm.board import report
+from swarm.board.leaderboard import leaderboard_table
+from swarm.board.live import PeerView, live_table, round_line
+from swarm.board.plot import plot_rewards
+from swarm.errors import SwarmError
+from swarm.guard import Guard
+from swarm.ledger.client import LedgerClient, deploy
+from swarm.ledger.devnet import Devnet
+from swarm.manifest import Manifest, load
+from swarm.records import Records
+from swarm.settings import Settings
+
+DEMO_MANIFEST = Path(__file__).parent.parent / "configs" / "demo.yaml"
+# From the start of the peers to the first round: what four peers take to load on two cores, and more.
+LOADING_SECONDS = 10
+LOADING_SECONDS_PER_PEER = 6
+REFRESH_SECONDS = 0.5
+STOP_SECONDS = 3.0  # a peer that has not stopped by then is killed
+FUNDS_ETHER = 10
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user asked for."""
+
+    peers: int
+    rounds: int
+    seed: int
+    report: Path | None
+    manifest: Path
+    home: Path
+
+
+@dataclass
+class DemoPeer:
+    """One peer: its home, its process, and what its database says."""
+
+    settings: Settings
+    identity: Identity
+    process: subprocess.Popen[bytes] | None = None
+    view: PeerView = field(default_factory=PeerView)
+
+    @property
+    def running(self) -> bool:
+        """Whether its process is alive."""
+        return self.process is not None and self.process.poll() is None
+
+
+def run_demo(options: Options, console: Console) -> int:
+    """Run a demo to its end; returns the exit code. Leaving it in any way stops all it started."""
+    started = time.monotonic()
+    manifest = msgspec.structs.replace(load(options.manifest), seed=options.seed)
+    folder = options.home / "demo" / time.strftime(f"%Y%m%d-%H%M%S-seed{options.seed}")
+    report_path = options.report or folder / "report.json"
+    _check_writable(report_path)
+    folder.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        guard = stack.enter_context(Guard())
+        console.print(f"[dim]starting a ledger and {options.peers} peers; logs are in {folder}[/dim]")
+        devnet = stack.enter_context(Devnet(log_path=folder / "anvil.log"))
+        guard.watch(devnet.pid)
+        peers = [_make_peer(folder / f"peer{i}", devnet) for i in range(options.peers)]
+        loading = LOADING_SECONDS + LOADING_SECONDS_PER_PEER * options.peers
+        ledger = deploy(
+            devnet.rpc_url, Account.from_key(devnet.funded_key), manifest, int(time.time()) + loading
+        )
+        stack.callback(_stop, peers)
+        for peer in peers:
+            _start(peer, ledger, options)
+            guard.watch(peer.process.pid)  # type: ignore[union-attr]
+        _watch(peers, ledger, manifest, options, console)
+        _stop(peers)
+        lost = [peer for peer in peers if peer.process is None or peer.process.returncode != 0]
+        result = report.build(
+            [(peer.identity, peer.view.records) for peer in peers],
+            ledger,
+            seed=options.seed,
+            seconds=time.monotonic() - started,
+        )
+        records = ledger.leaderboard()
+
+    report_path.write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=2) + b"\n")
+    plot_path = report_path.with_suffix(".png")
+    plot_rewards(result, plot_path)
+    _discard_bulk(peers)
+    console.print(leaderboard_table(records, title=f"Leaderboard, read from {ledger.address}"))
+    console.print(f"plot    {plot_path}\nreport  {report_path}", soft_wrap=True, highlight=False)
+    for peer in lost:
+        name = peer_name(peer.identity.peer)
+        console.print(
+            f"[yellow]lost    {name}: see {peer.settings.home / 'node.log'}[/yellow]", soft_wrap=True
+        )
+    if not any(peer.view.records for peer in peers):
+        raise SwarmError(f"no peer finished a round: see the logs in {folder}")
+    return 0
+
+
+def _check_writable(path: Path) -> None:
+    """Fail before the work, not after it."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab"):
+            pass
+    except OSError as error:
+        raise SwarmError(f"cannot write the report {path}: {error.strerror}") from error
+
+
+def _make_peer(home: Path, devnet: Devnet) -> DemoPeer:
+    settings = Settings(home=home)
+    identity = Identity.create(settings.identity_path)
+    wallet = load_or_create_wallet(settings.wallet_path)
+    devnet.fund(wallet.address, FUNDS_ETHER)
+    return DemoPeer(settings, identity, view=PeerView(peer_name(identity.peer)))
+
+
+def _start(peer: DemoPeer, ledger: LedgerClient, options: Options) -> None:
+    threads = max(1, (os.cpu_count() or 1) // options.peers)
+    command = [sys.executable, "-m", "swarm", "join", ledger.join_line]
+    command += ["--home", str(peer.settings.home), "--rounds", str(options.rounds), "--threads", str(threads)]
+    with (peer.settings.home / "node.log").open("wb") as log:
+        # A session of its own: its p2p daemon can be ended with it, and Ctrl-C reaches only the demo.
+        peer.process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
+
+
+def _watch(
+    peers: list[DemoPeer], ledger: LedgerClient, manifest: Manifest, options: Options, console: Console
+) -> None:
+    """Show the swarm until every peer has played its rounds or is gone."""
+    # Each peer plays its rounds and exits; one that hangs is given two rounds more.
+    longest = manifest.round_seconds * (options.rounds + 2)
+    printed = 0
+    with _display(console) as display:
+        while any(peer.running for peer in peers) and ledger.now() < ledger.genesis + longest:
+            for peer in peers:
+                _read(peer, manifest)
+            views = [peer.view for peer in peers]
+            if display:
+                display.update(live_table(views, ledger, manifest), refresh=True)
+            else:
+                done = _finished_rounds(peers)
+                for number in done[printed:]:
+                    console.print(round_line(number, views), soft_wrap=True, highlight=False)
+                printed = len(done)
+            time.sleep(REFRESH_SECONDS)
+    for peer in peers:
+        _read(peer, manifest)
+
+
+@contextlib.contextmanager
+def _display(console: Console) -> Iterator[Live | None]:
+    """A live table on a terminal; into a file or pipe, one line a round."""
+    if not console.is_terminal:
+        yield None
+        return
+    with Live(console=console, auto_refresh=False) as live:
+        yield live
+
+
+def _finished_rounds(peers: list[DemoPeer]) -> list[int]:
+    """Rounds that every running peer has reported."""
+    reported = [{r.round for r in peer.view.records if r.tx} for peer in peers if peer.running]
+    return sorted(set.intersection(*reported)) if reported else []
+
+
+def _read(peer: DemoPeer, manifest: Manifest) -> None:
+    peer.view.running = peer.running
+    path = peer.settings.swarm_dir(manifest.swarm_id) / "state.sqlite"
+    if not path.exists():
+        return
+    with contextlib.closing(Records(path, read_only=True)) as records:
+        peer.view.status = records.status()
+        peer.view.records = records.rounds()
+
+
+def _stop(peers: list[DemoPeer]) -> None:
+    """Ask every peer to stop, then kill what is left of its session (its p2p daemon too)."""
+    for peer in peers:
+        if peer.running:
+            peer.process.terminate()  # type: ignore[union-attr]
+    deadline = time.monotonic() + STOP_SECONDS
+    for peer in peers:
+        if peer.process is None:
+            continue
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            peer.process.wait(max(0.0, deadline - time.monotonic()))
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(peer.process.pid, signal.SIGKILL)
+        peer.process.wait()
+
+
+def _discard_bulk(peers: list[DemoPeer]) -> None:
+    """Drop checkpoints and blobs; records, keys and logs stay for a look."""
+    for peer in peers:
+        for kind in ("checkpoints", "blobs"):
+            for folder in peer.settings.home.glob(f"swarms/*/{kind}"):
+                for file in sorted(folder.rglob("*"), reverse=True):
+                    file.rmdir() if file.is_dir() else file.unlink()
+                folder.rmdir()

@@ -1,0 +1,226 @@
+"""`Exchange`: a peer's DHT node and blob server, behind calls that block and may come from any thread.
+
+hivemind lives in one asyncio thread of our own, in this process and on the stock event loop (DESIGN.md,
+section 5, has the measurements). Every public method hands a coroutine to that thread and waits for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import threading
+from collections import Counter
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import CancelledError
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+from identity import Identity
+from swarm.errors import ExchangeError
+from swarm.exchange import wire
+from swarm.exchange.blobs import BlobStore
+from swarm.exchange.peer import Collected, Peer, Reach
+from swarm.exchange.validator import AnnouncementValidator
+
+log = logging.getLogger(__name__)
+
+DEFAULT_MAX_BLOB_BYTES = 2**30
+START_TIMEOUT_SECONDS = 45.0  # p2pd's own limit is 30
+CALL_TIMEOUT_SECONDS = 30.0  # nothing below takes as long; a dead p2pd must not hold a caller for ever
+STOP_TIMEOUT_SECONDS = 3.0
+
+T = TypeVar("T")
+
+
+def _digest_order(heard: wire.Heard) -> bytes:
+    return heard.peer
+
+
+class Exchange:
+    """What a peer says and hears: announcements through the DHT, blobs over libp2p streams.
+
+    `now` is the ledger's time in Unix seconds; `listen` and `initial_peers` are multiaddresses, the latter
+    with `/p2p/<peer id>`. `nat_port_map`, `auto_nat`, `use_relay` and `announce_addresses` are libp2p's
+    means to be reached from outside; all off is right for one machine or one network.
+    """
+
+    def __init__(
+        self,
+        identity: Identity,
+        swarm_id: bytes,
+        genesis: int,
+        round_seconds: int,
+        now: Callable[[], float],
+        blob_dir: Path,
+        *,
+        listen: Sequence[str] = ("/ip4/127.0.0.1/tcp/0",),
+        initial_peers: Sequence[str] = (),
+        max_blob_bytes: int = DEFAULT_MAX_BLOB_BYTES,
+        nat_port_map: bool = False,
+        auto_nat: bool = False,
+        use_relay: bool = False,
+        announce_addresses: Sequence[str] = (),
+    ) -> None:
+        validator = AnnouncementValidator(swarm_id, genesis, round_seconds, now)
+        reach = Reach(tuple(listen), tuple(announce_addresses), nat_port_map, auto_nat, use_relay)
+        self._initial_peers = tuple(initial_peers)
+        self._peer = Peer(identity, validator, BlobStore(blob_dir, max_blob_bytes), reach)
+        self._lock = threading.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Start libp2p and join the initial peers. Blocks; unreachable peers cost seconds, not the start.
+
+        Raises `ExchangeError` if it cannot listen or libp2p does not start, and if already started.
+        """
+        with self._lock:
+            if self._loop is not None:
+                raise ExchangeError("exchange is already started")
+            _quiet_hivemind()
+            # Not asyncio.new_event_loop(): that asks the process's policy, which some library may have
+            # set to uvloop.
+            self._loop = asyncio.DefaultEventLoopPolicy().new_event_loop()
+            self._thread = threading.Thread(
+                target=_run_loop, args=(self._loop,), name="exchange", daemon=True
+            )
+            self._thread.start()
+        try:
+            self._call(self._peer.start(self._initial_peers), START_TIMEOUT_SECONDS)
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        """Stop serving, end libp2p's process and the thread; within 3 seconds. Again is no error."""
+        with self._lock:
+            loop, thread, self._loop, self._thread = self._loop, self._thread, None, None
+        if loop is None or thread is None:
+            return
+        stopping = asyncio.run_coroutine_threadsafe(_stop_all(self._peer), loop)
+        stopping.add_done_callback(lambda _: loop.call_soon_threadsafe(loop.stop))
+        thread.join(STOP_TIMEOUT_SECONDS)
+
+    def __enter__(self) -> Exchange:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    @property
+    def multiaddrs(self) -> list[str]:
+        """Where others reach this peer, each ending in `/p2p/<peer id>`."""
+        return self._call(self._peer.multiaddrs())
+
+    @property
+    def dropped(self) -> Counter[str]:
+        """How much was refused or dropped so far, by reason (a copy)."""
+        total = Counter(self._peer.validator.refused)  # copying is atomic, adding two of them is not
+        total.update(Counter(self._peer.dropped))
+        return total
+
+    def peer_count(self) -> int:
+        """How many peers this one's routing table lists."""
+        return self._call(self._peer.peer_count())
+
+    def connect(self, multiaddrs: Sequence[str]) -> None:
+        """Join through more peers, and remember them for when all are lost. Unreachable ones are logged."""
+        self._call(self._peer.join(multiaddrs))
+
+    def put_blob(self, data: bytes) -> bytes:
+        """Keep a blob and serve it; returns its SHA-256. `ExchangeError` if it is over the quota."""
+        return self._peer.store.put(data)
+
+    def announce(self, announcement: wire.Announcement) -> None:
+        """Sign the announcement and store it in the DHT. The same one again is stored again, harmlessly.
+
+        Raises `ExchangeError` if this peer announced something else in the slot before, if nodes would not
+        accept it (swarm, round, expiration), or if no node at all, this one included, has it.
+        """
+        self._call(self._peer.announce(announcement))
+
+    def heard(self, round_number: int, stage: int, cell: int) -> list[wire.Heard]:
+        """The cell's announcements, own one included, ordered by peer digest.
+
+        Bad ones are counted, never raised. Without reachable peers this is what this node itself holds.
+        """
+        return self._call(self._peer.heard(round_number, stage, cell))
+
+    def fetch(self, peer: bytes, digest: bytes, size_bytes: int, timeout: float) -> bytes:
+        """A blob of exactly `size_bytes` from the own store, else from the peer within `timeout` seconds.
+
+        Raises `ExchangeError` with the reason: unreachable, unknown blob, wrong size or digest, stalled.
+        """
+        return self._call(self._peer.fetch(peer, digest, size_bytes, timeout), timeout + CALL_TIMEOUT_SECONDS)
+
+    def collect(
+        self,
+        round_number: int,
+        stage: int,
+        cell: int,
+        *,
+        timeout: float,
+        max_peers: int,
+        order: Callable[[wire.Heard], bytes] = _digest_order,
+    ) -> list[Collected]:
+        """What the cell made in a stage: `heard`, the first `max_peers` by `order`, each one's blob decoded.
+
+        Takes at most `timeout` seconds, at most half of them for the DHT. Who fails or is late is dropped
+        and counted. The result is in the same order.
+        """
+        collecting = self._peer.collect(round_number, stage, cell, timeout, max_peers, order)
+        return self._call(collecting, timeout + CALL_TIMEOUT_SECONDS)
+
+    def _call(self, work: Coroutine[Any, Any, T], timeout: float = CALL_TIMEOUT_SECONDS) -> T:
+        loop = self._loop
+        if loop is None:
+            work.close()
+            raise ExchangeError("exchange is not running: call start() first")
+        limited = _limited(work, timeout)
+        try:
+            return asyncio.run_coroutine_threadsafe(limited, loop).result(timeout + 1)
+        except TimeoutError:
+            raise ExchangeError(f"libp2p did not answer within {timeout:.0f} seconds") from None
+        except CancelledError:
+            raise ExchangeError("exchange was stopped meanwhile") from None
+
+
+async def _limited(work: Coroutine[Any, Any, T], timeout: float) -> T:
+    async with asyncio.timeout(timeout):
+        return await work
+
+
+async def _stop_all(peer: Peer) -> None:
+    await peer.stop()
+    rest = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+    for task in rest:
+        task.cancel()
+    # Bounded, because a task of hivemind's that ignores its cancellation must not hold the thread.
+    if rest:
+        await asyncio.wait(rest, timeout=0.5)
+
+
+def _run_loop(loop: asyncio.AbstractEventLoop) -> None:
+    asyncio.set_event_loop(loop)
+    loop.set_exception_handler(_log_stray)
+    try:
+        loop.run_forever()
+    finally:
+        loop.close()
+
+
+def _log_stray(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    # hivemind leaves tasks behind whose failures nobody awaits (a peer that left, mostly).
+    log.debug("stray message=%r error=%r", context.get("message"), context.get("exception"))
+
+
+def _quiet_hivemind() -> None:
+    """hivemind and p2pd report every peer that leaves as a warning; `HIVEMIND_LOGLEVEL` brings it back."""
+    if "HIVEMIND_LOGLEVEL" not in os.environ:
+        logging.getLogger("hivemind").setLevel(logging.ERROR)
+        os.environ.setdefault("GOLOG_LOG_LEVEL", "ERROR")  # hivemind hands this to p2pd
