@@ -16,7 +16,6 @@ import base58
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
-from hivemind.proto import crypto_pb2
 
 from identity.errors import IdentityError
 
@@ -110,12 +109,16 @@ class Identity:
             serialization.PrivateFormat.TraditionalOpenSSL,
             serialization.NoEncryption(),
         )
+        from hivemind.proto import crypto_pb2  # here, because importing hivemind takes seconds
+
         write_private_file(path, crypto_pb2.PrivateKey(key_type=crypto_pb2.RSA, data=der).SerializeToString())
         return cls(key, path)
 
     @classmethod
     def load(cls, path: Path) -> Identity:
         """Read a key; `IdentityError` if it is missing, open to others, or not an RSA libp2p key."""
+        from hivemind.proto import crypto_pb2
+
         data = read_private_file(path)
         try:
             message = crypto_pb2.PrivateKey.FromString(data)

@@ -1,4 +1,4 @@
-"""The commands. Each parses its arguments and calls one function; heavy imports wait until they are needed."""
+"""The commands. Each parses its arguments and calls one function; heavy imports wait until needed."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, di
     """A swarm's rules. Read with `load` or `parse`, which check what types cannot say."""
 
     name: Annotated[str, Meta(min_length=1, max_length=64)]
-    seed: Annotated[int, Meta(ge=0, lt=2**63)] = 0  # tells swarms of otherwise equal rules apart
+    seed: Annotated[int, Meta(ge=0, lt=10**18)] = 0  # tells swarms of otherwise equal rules apart
     task: TaskChoice
     model: Annotated[
         str, Meta(min_length=1, max_length=256)

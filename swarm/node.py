@@ -156,7 +156,7 @@ class Node:
             return []
 
     def _announce_bootnode(self) -> None:
-        """List ourselves for newcomers, then look again: of two peers starting at once, one sees the other."""
+        """List ourselves for newcomers, then look: of two peers starting at once, one sees the other."""
         try:
             if len(self._bootnodes()) < BOOTNODES_WANTED:
                 self._ledger.announce_bootnode(self.identity, self._exchange.multiaddrs[0])

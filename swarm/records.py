@@ -15,7 +15,7 @@ CREATE TABLE IF NOT EXISTS status (one INTEGER PRIMARY KEY CHECK (one = 1), stat
 
 
 class RoundRecord(Struct, frozen=True, kw_only=True):
-    """One round that this peer played. It is written before its report is sent, and again with the receipt."""
+    """One round that this peer played; written before its report is sent, and again with the receipt."""
 
     round: int
     rewards: dict[str, float]  # mean reward of each stage

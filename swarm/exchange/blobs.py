@@ -114,17 +114,12 @@ class BlobServer:
     ) -> None:
         # Called by hivemind for each stream that a peer opens. Whatever the peer does, slow, silent or
         # gone, ends this one stream and nothing else.
-        with (
-            closing(writer),
-            suppress(OSError, asyncio.IncompleteReadError),
-            self._slot(info.peer_id.to_bytes()) as free,
-        ):
+        with closing(writer), suppress(OSError, asyncio.IncompleteReadError):
             try:
-                if not free:
-                    await _send(writer, BUSY)
-                    return
+                # Read before answering BUSY: a stream closed in front of the request looks broken.
                 digest = await asyncio.wait_for(reader.readexactly(DIGEST_BYTES), CHUNK_TIMEOUT_SECONDS)
-                await self._serve(digest, writer)
+                with self._slot(info.peer_id.to_bytes()) as free:
+                    await (self._serve(digest, writer) if free else _send(writer, BUSY))
             except TimeoutError:
                 writer.transport.abort()  # close() would wait for the peer to take what is buffered
 
@@ -165,7 +160,7 @@ async def fetch(p2p: P2P, peer: bytes, digest: bytes, size_bytes: int, timeout: 
                 await asyncio.sleep(BUSY_RETRY_SECONDS)
     except TimeoutError:
         raise ExchangeError("blob did not come in time") from None
-    except asyncio.IncompleteReadError:
+    except (asyncio.IncompleteReadError, ConnectionError):
         raise ExchangeError("peer broke off the blob") from None
     except (P2PDaemonError, OSError) as error:
         raise ExchangeError(f"peer cannot be reached: {' '.join(str(error).split())[:200]}") from error

@@ -183,7 +183,13 @@ class Exchange:
             raise ExchangeError("exchange is not running: call start() first")
         limited = _limited(work, timeout)
         try:
-            return asyncio.run_coroutine_threadsafe(limited, loop).result(timeout + 1)
+            future = asyncio.run_coroutine_threadsafe(limited, loop)
+        except RuntimeError:  # the loop was closed since
+            limited.close()
+            work.close()
+            raise ExchangeError("exchange was stopped meanwhile") from None
+        try:
+            return future.result(timeout + 1)
         except TimeoutError:
             raise ExchangeError(f"libp2p did not answer within {timeout:.0f} seconds") from None
         except CancelledError:

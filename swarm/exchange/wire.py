@@ -120,6 +120,8 @@ def sign(identity: Identity, announcement: Announcement) -> bytes:
 def open_envelope(data: bytes) -> Heard:
     """Decode an envelope and check its signature; `WireError` says what is wrong with it."""
     envelope = decode(Envelope, data, MAX_ANNOUNCEMENT_BYTES)
+    if encode(envelope) != data:  # else anyone could make a second record of the same announcement
+        raise WireError("envelope is not in canonical form")
     announcement = decode(Announcement, envelope.body, MAX_ANNOUNCEMENT_BYTES)
     if encode(announcement) != envelope.body:
         raise WireError("announcement is not in canonical form")

@@ -1,0 +1,67 @@
+"""Real hivemind nodes on loopback: honest ones (`Exchange`), and one that keeps to no rule (`Rogue`)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from exchange_cast import Rogue, Swarm
+
+from identity import Identity
+from swarm.exchange.service import Exchange
+
+KEYS = 5
+
+
+@pytest.fixture(scope="session")
+def identities(tmp_path_factory: pytest.TempPathFactory) -> list[Identity]:
+    folder = tmp_path_factory.mktemp("keys")
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(lambda n: Identity.create(folder / f"{n}.pem"), range(KEYS)))
+
+
+@pytest.fixture
+def swarm() -> Swarm:
+    return Swarm()
+
+
+@pytest.fixture
+def make_exchange(
+    identities: list[Identity], swarm: Swarm, tmp_path: Path
+) -> Iterator[Callable[..., Exchange]]:
+    """Starts an exchange as the n-th identity, joining through the given ones; stops all at the end."""
+    with ExitStack() as stack:
+
+        def make(n: int, *bootstrap: Exchange, **settings: Any) -> Exchange:
+            exchange = Exchange(
+                identities[n],
+                swarm.swarm_id,
+                swarm.genesis,
+                swarm.round_seconds,
+                time.time,
+                tmp_path / f"blobs-{n}",
+                initial_peers=[address for peer in bootstrap for address in peer.multiaddrs],
+                **settings,
+            )
+            return stack.enter_context(exchange)
+
+        yield make
+
+
+@pytest.fixture
+def make_rogue(identities: list[Identity], tmp_path: Path) -> Iterator[Callable[..., Rogue]]:
+    """Starts a rogue as the n-th identity, connected to an exchange."""
+    with ExitStack() as stack:
+
+        def make(n: int, victim: Exchange) -> Rogue:
+            rogue = Rogue(identities[n])
+            stack.callback(rogue.stop)
+            rogue.run(rogue.start(victim.multiaddrs[0]))
+            return rogue
+
+        yield make

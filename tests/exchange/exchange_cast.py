@@ -1,0 +1,132 @@
+"""What exchange tests are played by: a swarm's rules, and a real hivemind node that keeps to none."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+from hivemind.dht import DHTNode
+from hivemind.dht.routing import DHTID
+from hivemind.p2p import P2P, PeerID
+from hivemind.utils.timed_storage import ValueWithExpiration
+
+from identity import Identity
+from swarm.exchange import wire
+from swarm.exchange.dht import node_id
+
+
+@dataclass(frozen=True)
+class Swarm:
+    """What all peers of one test agree on. Rounds are long: none turns while a test runs."""
+
+    swarm_id: bytes = b"\x01" * 32
+    round_seconds: int = 3600
+    genesis: int = int(time.time()) - 10 * 3600 - 600
+
+    @property
+    def round(self) -> int:
+        return int(time.time() - self.genesis) // self.round_seconds
+
+    def announcement(self, blob: bytes = b"b" * 32, blob_bytes: int = 1, **changes: Any) -> wire.Announcement:
+        number = changes.get("round", self.round)
+        announcement = wire.Announcement(
+            swarm=self.swarm_id,
+            round=number,
+            stage=0,
+            cell=0,
+            expiration=wire.expiration(self.genesis, self.round_seconds, number),
+            groups=1,
+            root=b"r" * 32,
+            blob=blob,
+            blob_bytes=blob_bytes,
+        )
+        return msgspec.structs.replace(announcement, **changes)
+
+
+class Rogue:
+    """A hivemind node without a validator, able to send its victim anything and to serve anything."""
+
+    def __init__(self, identity: Identity) -> None:
+        self.identity = identity
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+
+    def run(self, work: Coroutine[Any, Any, Any]) -> Any:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(30)
+
+    async def start(self, victim: str) -> None:
+        self.p2p = await P2P.create(
+            [victim],
+            identity_path=str(self.identity.path),
+            auto_nat=False,
+            nat_port_map=False,
+            use_relay=False,
+            check_if_identity_free=False,
+        )
+        self.victim = PeerID.from_base58(victim.rpartition("/")[2])
+        self.node = await DHTNode.create(
+            p2p=self.p2p, node_id=node_id(self.p2p.peer_id), initial_peers=[victim]
+        )
+
+    def stop(self) -> None:
+        async def end() -> None:
+            await self.p2p.shutdown()
+            rest = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in rest:
+                task.cancel()
+            await asyncio.gather(*rest, return_exceptions=True)
+
+        self.run(end())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(5)
+
+    def store(self, key: str, value: bytes, expiration: float, subkey: bytes | None) -> bool:
+        """Ask the victim to store a record; whether it did."""
+        packed = self.node.protocol.serializer.dumps(value)
+        asked = self.node.protocol.call_store(
+            self.victim, [DHTID.generate(source=key)], [packed], [expiration], subkeys=[subkey]
+        )
+        return bool(self.run(asked)[0])
+
+    def answer(self, key: str, records: dict[bytes, bytes], expiration: float) -> None:
+        """Give these records (subkey to envelope) to whoever asks this node for the key."""
+
+        async def keep() -> None:
+            for subkey, value in records.items():
+                packed = self.node.protocol.serializer.dumps(value)
+                self.node.protocol.storage.store(
+                    DHTID.generate(source=key), packed, expiration, subkey=subkey
+                )
+
+        self.run(keep())
+
+    def claim_expiration(self, key: str, expiration: float) -> None:
+        """Let the answer for a key say that it expires at another time than its records do."""
+
+        async def change() -> None:
+            data = self.node.protocol.storage.data
+            key_id = DHTID.generate(source=key)
+            data[key_id] = ValueWithExpiration(data[key_id].value, expiration)
+
+        self.run(change())
+
+    def serve(self, protocol: str, handler: Callable[..., Any]) -> None:
+        """Answer the streams of a protocol with `handler(stream_info, reader, writer)`."""
+        self.run(self.p2p.add_binary_stream_handler(protocol, handler))
+
+
+def key_of(announcement: wire.Announcement) -> str:
+    """The DHT key under which an announcement belongs."""
+    return wire.dht_key(announcement.swarm, announcement.round, announcement.stage, announcement.cell)
+
+
+def one_group(text: str = "an answer") -> bytes:
+    """The smallest honest blob."""
+    completion = wire.Completion(tokens=(1, 2, 3), text=text)
+    return wire.encode(wire.GroupsBlob(groups=(wire.Group(index=0, completions=(completion,)),)))

@@ -1,0 +1,109 @@
+"""Starting, stopping, joining late, and what is left of libp2p's process afterwards."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import psutil
+import pytest
+
+from identity import Identity
+from swarm.errors import ExchangeError
+from swarm.exchange.service import Exchange
+
+
+def _p2pds() -> list[psutil.Process]:
+    return [child for child in psutil.Process().children(recursive=True) if child.name() == "p2pd"]
+
+
+def test_stop_is_quick_repeatable_and_leaves_no_process(make_exchange):
+    before = len(_p2pds())
+    exchange = make_exchange(0)
+    assert len(_p2pds()) == before + 1
+    begun = time.monotonic()
+    exchange.stop()
+    exchange.stop()
+    assert time.monotonic() - begun < 3
+    assert len(_p2pds()) == before
+    with pytest.raises(ExchangeError, match="not running"):
+        exchange.peer_count()
+
+
+def test_stop_while_others_wait_fails_their_calls(make_exchange, identities):
+    exchange = make_exchange(0)
+    with ThreadPoolExecutor() as pool:
+        waiting = pool.submit(exchange.collect, 0, 0, 0, timeout=20, max_peers=1)
+        fetching = pool.submit(exchange.fetch, identities[1].peer, bytes(32), 1, 20)
+        exchange.stop()
+        for call in (waiting, fetching):
+            assert call.exception(5) is None or isinstance(call.exception(), ExchangeError)
+
+
+def test_stop_ends_a_frozen_p2pd(make_exchange):
+    exchange = make_exchange(0)
+    (p2pd,) = _p2pds()
+    p2pd.suspend()
+    begun = time.monotonic()
+    exchange.stop()
+    assert time.monotonic() - begun < 3
+    assert not p2pd.is_running()
+
+
+def test_multiaddress_names_the_identity(make_exchange, identities):
+    (address,) = make_exchange(0).multiaddrs
+    assert address.startswith("/ip4/127.0.0.1/tcp/") and address.endswith(f"/p2p/{identities[0].peer_id}")
+
+
+def test_taken_port_is_one_line_that_names_it(make_exchange):
+    listen = make_exchange(0).multiaddrs[0].partition("/p2p/")[0]
+    with pytest.raises(ExchangeError, match="is taken by another process") as caught:
+        make_exchange(1, listen=[listen])
+    assert listen in str(caught.value) and "\n" not in str(caught.value)
+    with pytest.raises(ExchangeError, match="expected a multiaddress"):
+        make_exchange(1, listen=["localhost:4000"])
+
+
+def test_unreachable_and_malformed_initial_peers_are_a_warning(identities, swarm, tmp_path, caplog):
+    bad = [f"/ip4/127.0.0.1/tcp/1/p2p/{identities[4].peer_id}", "/ip4/127.0.0.1/tcp/1", "rubbish"]
+    exchange = Exchange(
+        identities[0], swarm.swarm_id, swarm.genesis, 3600, time.time, tmp_path, initial_peers=bad
+    )
+    with caplog.at_level(logging.WARNING), exchange:
+        assert exchange.peer_count() == 0
+    assert [record.message.split()[0] for record in caplog.records] == ["peers_unreachable"]
+
+
+def test_peer_started_alone_joins_later(make_exchange, swarm, identities):
+    first, second = make_exchange(0), make_exchange(1)
+    first.announce(swarm.announcement())
+    assert second.heard(swarm.round, 0, 0) == []
+    second.connect(first.multiaddrs)
+    assert [heard.peer for heard in second.heard(swarm.round, 0, 0)] == [identities[0].peer]
+
+
+KILLED = """
+import sys, time
+from pathlib import Path
+from identity import Identity
+from swarm.exchange.service import Exchange
+exchange = Exchange(Identity.load(Path(sys.argv[1])), bytes(32), 0, 3600, time.time, Path(sys.argv[2]))
+exchange.start()
+print("started", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_p2pd_ends_when_its_peer_is_killed(identities: list[Identity], tmp_path):
+    command = [sys.executable, "-c", KILLED, str(identities[0].path), str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as peer:
+        assert peer.stdout is not None and peer.stdout.readline() == "started\n"
+        (p2pd,) = [c for c in psutil.Process(peer.pid).children(recursive=True) if c.name() == "p2pd"]
+        peer.send_signal(signal.SIGKILL)
+        begun = time.monotonic()
+        p2pd.wait(10)
+    assert time.monotonic() - begun < 10

@@ -1,0 +1,147 @@
+"""Rounds of many peers in one process on simulated time: `round.play` driven without network or model.
+
+The "model" answers right with a given chance, from the seed that the round hands out, so that a whole
+simulation is a pure function of its beacon.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from swarm import round
+from swarm.draw import Draw
+from swarm.effects import Commit, Effect, Gather, Learn, Learned, Played, Publish, Received, Sample
+from swarm.exchange.wire import Completion, Group, GroupsBlob, decode
+from swarm.manifest import Manifest, parse
+from swarm.tasks import load_task
+
+MANIFEST = parse(
+    b"""
+    name: simulated
+    task: {name: arithmetic}
+    model: none
+    round_seconds: 100
+    group_size: 4
+    cell_size: 8
+    stages:
+      - {name: answer, ends_at: 0.3, max_groups: 6, max_tokens: 8}
+      - {name: critique, ends_at: 0.5, max_groups: 3, max_tokens: 8}
+      - {name: revise, ends_at: 0.7, max_groups: 2, max_tokens: 8}
+    learn: {ends_at: 0.9, external_groups: 5, learning_rate: 0.1}
+    """,
+    "simulation",
+)
+
+
+def peer_id(number: int) -> bytes:
+    return hashlib.sha256(b"peer" + number.to_bytes(4, "big")).digest()
+
+
+@dataclass
+class SimulatedPeer:
+    """One peer: how good it is, how many groups it manages per stage, and what happened to it."""
+
+    peer: bytes
+    skill: float = 0.5
+    groups_in_time: int = 1000
+    forge: Callable[[Publish], list[Publish]] = lambda publish: [publish]  # what a dishonest one publishes
+    published: dict[int, Publish] = field(default_factory=dict)
+    batch: tuple = ()
+    commit: Commit | None = None
+    prompts: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    deadlines: list[float] = field(default_factory=list)
+
+
+def play_round(
+    peers: list[SimulatedPeer], *, manifest: Manifest = MANIFEST, beacon: bytes = b"b" * 32, number: int = 5
+) -> dict[bytes, Played]:
+    """One round of all peers in lockstep: nobody gathers before everyone has published."""
+    draw = Draw(manifest.swarm_id, beacon, active=len(peers), cell_size=manifest.cell_size)
+    task = load_task(manifest.task)
+    plays = {}
+    for peer in peers:
+        rules = round.RoundRules(
+            manifest=manifest,
+            task=task,
+            peer=peer.peer,
+            round=number,
+            starts_at=1000.0,
+            expiration=1200,
+            draw=draw,
+        )
+        plays[peer.peer] = (round.play(rules), None)
+    by_id = {peer.peer: peer for peer in peers}
+    finished: dict[bytes, Played] = {}
+    while plays:
+        waiting = {}
+        for identifier, (play, outcome) in plays.items():
+            try:
+                effect = play.send(outcome)
+                while not isinstance(effect, Gather):
+                    effect = play.send(_perform(by_id[identifier], effect, draw, manifest, task))
+                waiting[identifier] = (play, effect)
+            except StopIteration as end:
+                finished[identifier] = end.value
+        plays = {i: (play, _gather(effect, peers)) for i, (play, effect) in waiting.items()}
+    return finished
+
+
+def _perform(peer: SimulatedPeer, effect: Effect, draw: Draw, manifest: Manifest, task) -> object:
+    match effect:
+        case Sample():
+            peer.prompts[effect.stage.name] = effect.prompts
+            peer.deadlines.append(effect.until)
+            made = max(1, min(peer.groups_in_time, len(effect.prompts)))
+            return [
+                tuple(_completion(peer, prompt, seed, task) for seed in seeds)
+                for prompt, seeds in zip(effect.prompts[:made], effect.seeds, strict=False)
+            ]
+        case Publish():
+            for publish in peer.forge(effect):
+                peer.published[publish.announcement.stage] = publish
+            return None
+        case Learn():
+            peer.batch = effect.batch
+            return Learned(
+                taken=len(effect.batch), sampled_with=b"0" * 32, state_before=b"0" * 32, state_after=b"1" * 32
+            )
+        case Commit():
+            peer.commit = effect
+            return None
+    raise TypeError(effect)
+
+
+def _completion(peer: SimulatedPeer, prompt: str, seed: bytes, task) -> Completion:
+    """A right answer with the peer's skill; critiques name a random student or none, revisions too."""
+    dice = random.Random(seed)
+    question = prompt.split("\n")[0]
+    value = eval(question.rstrip("="))  # noqa: S307 - our own arithmetic question
+    answer = str(value if dice.random() < peer.skill else value + 1)
+    shown = prompt.count(") ")
+    name = dice.choice([*"ABCDEFGH"[:shown], "none"])
+    text = answer
+    if prompt.endswith("right?"):
+        text = f"{name}: because"
+    elif prompt.endswith("final?"):
+        text = f"{answer} {name}"
+    return Completion(tokens=(1, 2), text=text)
+
+
+def _gather(effect: Gather, peers: list[SimulatedPeer]) -> list[Received]:
+    sent = [
+        (peer.peer, peer.published[effect.stage])
+        for peer in peers
+        if effect.stage in peer.published and peer.published[effect.stage].announcement.cell == effect.cell
+    ]
+    sent.sort(key=lambda item: effect.order(item[1].announcement.root))
+    return [
+        Received(sender, publish.announcement.root, _groups(publish.blob))
+        for sender, publish in sent[: effect.limit]
+    ]
+
+
+def _groups(blob: bytes) -> tuple[Group, ...]:
+    return decode(GroupsBlob, blob, len(blob)).groups
