@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import random
-import re
 import tempfile
 import time
 from dataclasses import dataclass
@@ -20,43 +19,32 @@ from pathlib import Path
 import torch
 
 from swarm.learner.trainer import Learner, TrainingGroup, Update
-from swarm.manifest import Learn
+from swarm.manifest import Learn, StageName
 from swarm.policy.model import Policy
+from swarm.tasks import Question, stages
+from swarm.tasks.arithmetic import Arithmetic
 
 GROUP_SIZE = 8
 SHOWN = 4  # students in a critique or revise prompt, and critiques in a revise prompt
-MAX_TOKENS = {"answer": 8, "critique": 20, "revise": 12}
-LETTERS = "ABCD"
-_CRITIQUE = re.compile(r"([A-D]|none): (.+)")
-_REVISION = re.compile(r"(\S+) ([A-D]|none)")
+MAX_TOKENS: dict[StageName, int] = {"answer": 8, "critique": 20, "revise": 12}
+TASK = Arithmetic(digits=2)
 
 
 @dataclass(frozen=True)
-class Question:
-    """A sum or a difference."""
+class Asked:
+    """A prompt of any stage, and what its reward is computed from."""
 
-    left: int
-    operator: str
-    other: int
-
-    @property
-    def text(self) -> str:
-        """As the prompt asks it."""
-        return f"{self.left}{self.operator}{self.other}="
-
-    @property
-    def answer(self) -> str:
-        """The right answer."""
-        return str(self.left + self.other if self.operator == "+" else self.left - self.other)
+    question: Question
+    text: str
+    students: tuple[str, ...] = ()
+    critiques: tuple[stages.Named, ...] = ()
 
 
 @dataclass(frozen=True)
 class Sampled:
-    """One group: its question, its prompt, the students it showed, and what came out."""
+    """One group: what was asked and what came out."""
 
-    question: Question
-    prompt: list[int]
-    students: list[str]
+    asked: Asked
     texts: list[str]
     group: TrainingGroup
 
@@ -71,43 +59,34 @@ class Peer:
         )
         self.seed = seed
 
-    def sample(self, stage: str, round_number: int, asked: list[tuple[Question, str, list[str]]]) -> list[Sampled]:
-        """One group for each (question, prompt text, students shown)."""
-        prompts = [self.policy.encode_prompt(text) for _, text, _ in asked]
+    def sample(self, stage: StageName, round_number: int, prompts: list[Asked]) -> list[Sampled]:
+        """One group for each prompt."""
+        encoded = [self.policy.encode_prompt(asked.text) for asked in prompts]
         seeds = [
-            [_digest(self.seed, round_number, stage, j, g) for g in range(GROUP_SIZE)] for j in range(len(asked))
+            [_digest(self.seed, round_number, stage, j, g) for g in range(GROUP_SIZE)]
+            for j in range(len(prompts))
         ]
-        outputs = self.policy.sample(prompts, seeds, max_tokens=MAX_TOKENS[stage], temperature=1.0)
+        outputs = self.policy.sample(encoded, seeds, max_tokens=MAX_TOKENS[stage], temperature=1.0)
         groups = []
-        for (question, _, students), prompt, output in zip(asked, prompts, outputs, strict=True):
+        for asked, prompt, output in zip(prompts, encoded, outputs, strict=True):
             texts = [self.policy.decode(completion) for completion in output]
-            rewards = [score(stage, question, students, text) for text in texts]
-            group = TrainingGroup(prompt, output, rewards)
-            groups.append(Sampled(question, prompt, students, texts, group))
+            rewards = [score(stage, asked, text) for text in texts]
+            groups.append(Sampled(asked, texts, TrainingGroup(prompt, output, rewards)))
         return groups
 
 
-def score(stage: str, question: Question, students: list[str], text: str) -> float:
-    """The reward of a completion, near enough to the demo task's."""
+def score(stage: StageName, asked: Asked, text: str) -> float:
+    """The reward of a completion."""
     if stage == "answer":
-        return float(text == question.answer)
-    right = {letter for letter, student in zip(LETTERS, students, strict=False) if student == question.answer}
+        return TASK.score(asked.question, text)
     if stage == "critique":
-        critique = _CRITIQUE.fullmatch(text)
-        return float(critique is not None and critique[1] in (right or {"none"}))
-    revision = _REVISION.fullmatch(text)
-    if revision is None:
-        return 0.0
-    return float(revision[1] == question.answer) + 0.5 * float(revision[2] in right)
+        scores = [TASK.score(asked.question, student) for student in asked.students]
+        return stages.critique_reward(stages.read_critique(text, len(scores)), scores)
+    return stages.revise_reward(TASK, asked.question, text, asked.students, asked.critiques)
 
 
 def _digest(*fields: object) -> bytes:
     return hashlib.sha256(repr(fields).encode()).digest()
-
-
-def _shown(question: Question, students: list[str]) -> str:
-    lines = [f"{letter}) {text[:24]}" for letter, text in zip(LETTERS, students, strict=False)]
-    return "\n".join([question.text, *lines])
 
 
 def run_round(
@@ -116,32 +95,37 @@ def run_round(
     """One round of all peers: their groups by stage, their updates, and the seconds that each needed."""
     rng = random.Random(repr((seed, number)))
     seconds = [0.0] * len(peers)
-    questions = [Question(rng.randrange(100), rng.choice("+-"), rng.randrange(100)) for _ in range(answers)]
+    questions = [TASK.draw(_digest(seed, number, j)) for j in range(answers)]
     groups: list[list[list[Sampled]]] = [[] for _ in peers]
 
-    def stage(name: str, asked: list[list[tuple[Question, str, list[str]]]]) -> None:
+    def perform(stage: StageName, prompts: list[list[Asked]]) -> None:
         for index, peer in enumerate(peers):
             began = time.perf_counter()
-            groups[index].append(peer.sample(name, number, asked[index]))
+            groups[index].append(peer.sample(stage, number, prompts[index]))
             seconds[index] += time.perf_counter() - began
 
-    stage("answer", [[(question, question.text, []) for question in questions] for _ in peers])
+    perform(
+        "answer", [[Asked(question, stages.answer_prompt(question)) for question in questions]] * len(peers)
+    )
     critiques, revisions = [], []
     for _ in peers:
-        asked, later = [], []
-        for j in range(others):
-            students = [rng.choice(rng.choice(groups)[0][j].texts) for _ in range(rng.randint(1, SHOWN))]
-            asked.append((questions[j], _shown(questions[j], students) + "\nright?", students))
-            later.append((questions[j], _shown(questions[j], students), students))
-        critiques.append(asked)
-        revisions.append(later)
-    stage("critique", critiques)
-    for index, later in enumerate(revisions):
-        for j, (question, text, students) in enumerate(later):
-            said = [rng.choice(groups[index][1][j].texts).split(":")[0] for _ in range(rng.randint(0, SHOWN))]
-            lines = "".join(f"\n> {name if name in (*LETTERS, 'none') else 'none'}" for name in said)
-            later[j] = (question, f"{text}{lines}\nfinal?", students)
-    stage("revise", revisions)
+        for prompts, ask in ((critiques, stages.critique_prompt), (revisions, None)):
+            shown = [
+                tuple(rng.choice(rng.choice(groups)[0][j].texts) for _ in range(rng.randint(1, SHOWN)))
+                for j in range(others)
+            ]
+            prompts.append(
+                [Asked(q, ask(q, s) if ask else "", s) for q, s in zip(questions, shown, strict=False)]
+            )
+    perform("critique", critiques)
+    for index, prompts in enumerate(revisions):
+        for j, asked in enumerate(prompts):
+            # Critiques are shown in the letters of this prompt, as if they had been about its students.
+            texts = [rng.choice(groups[index][1][j].texts) for _ in range(rng.randint(0, SHOWN))]
+            named = tuple(stages.read_critique(text, len(asked.students)) for text in texts)
+            text = stages.revise_prompt(asked.question, asked.students, named)
+            prompts[j] = Asked(asked.question, text, asked.students, named)
+    perform("revise", revisions)
     updates = []
     for index, peer in enumerate(peers):
         began = time.perf_counter()
@@ -151,13 +135,17 @@ def run_round(
     return groups, updates, seconds
 
 
-def _external(peer: Peer, groups: list[list[list[Sampled]]], own: int, rng: random.Random) -> list[TrainingGroup]:
+def _external(
+    peer: Peer, groups: list[list[list[Sampled]]], own: int, rng: random.Random
+) -> list[TrainingGroup]:
     """Answer groups of the other peers, re-encoded; as many as `Learn.external_groups` says, if there are."""
     offered = [sampled for index, kinds in enumerate(groups) if index != own for sampled in kinds[0]]
     picked = rng.sample(offered, min(peer.learner.learn.external_groups, len(offered)))
     return [
         TrainingGroup(
-            sampled.prompt, [peer.policy.encode_completion(text) for text in sampled.texts], sampled.group.rewards
+            sampled.group.prompt,
+            [peer.policy.encode_completion(text) for text in sampled.texts],
+            sampled.group.rewards,
         )
         for sampled in picked
     ]
@@ -167,17 +155,22 @@ def simulate(arguments: argparse.Namespace, learn: Learn, seed: int) -> list[flo
     """All rounds of one seed; prints a row per round and returns each peer's improvement."""
     with tempfile.TemporaryDirectory() as folder:
         peers = [
-            Peer(arguments.model, learn, 1000 * seed + index, Path(folder)) for index in range(arguments.peers)
+            Peer(arguments.model, learn, 1000 * seed + index, Path(folder))
+            for index in range(arguments.peers)
         ]
         curves: list[list[float]] = [[] for _ in peers]
         print(f"seed {seed}")
-        print("round  answer reward of each peer         critique  revise  steps  used  dropped  s/peer (max)")
+        print(
+            "round  answer reward of each peer         critique  revise  steps  used  dropped  s/peer (max)"
+        )
         for number in range(1, arguments.rounds + 1):
             groups, updates, seconds = run_round(peers, seed, number, arguments.answers, arguments.others)
             for curve, kinds in zip(curves, groups, strict=True):
                 curve.append(_mean_reward(kinds[0]))
             rewards = "  ".join(f"{curve[-1]:.3f}" for curve in curves)
-            later = [_mean([_mean_reward(kinds[index]) for kinds in groups if kinds[index]]) for index in (1, 2)]
+            later = [
+                _mean([_mean_reward(kinds[index]) for kinds in groups if kinds[index]]) for index in (1, 2)
+            ]
             print(
                 f"{number:5}  {rewards:34} {later[0]:8.3f} {later[1]:7.3f}  {updates[0].steps:5} "
                 f"{updates[0].groups_used:5} {updates[0].groups_dropped:8}  "

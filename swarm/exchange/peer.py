@@ -172,7 +172,10 @@ class Peer:
         if peer == self._identity.peer:
             raise ExchangeError("own blob is not in the store")
         data = await blobs.fetch(p2p, peer, digest, size_bytes, timeout)
-        await asyncio.to_thread(self.store.put, data)
+        try:
+            await asyncio.to_thread(self.store.put, data)
+        except (OSError, ExchangeError):  # a full disk or quota: the data is good all the same
+            self.dropped["fetched blob could not be kept"] += 1
         return data
 
     async def collect(

@@ -17,6 +17,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
+from hivemind.p2p import P2PDaemonError
+
 from identity import Identity
 from swarm.errors import ExchangeError
 from swarm.exchange import wire
@@ -41,9 +43,10 @@ def _digest_order(heard: wire.Heard) -> bytes:
 class Exchange:
     """What a peer says and hears: announcements through the DHT, blobs over libp2p streams.
 
-    `now` is the ledger's time in Unix seconds; `listen` and `initial_peers` are multiaddresses, the latter
-    with `/p2p/<peer id>`. `nat_port_map`, `auto_nat`, `use_relay` and `announce_addresses` are libp2p's
-    means to be reached from outside; all off is right for one machine or one network.
+    `now` is the ledger's time in Unix seconds, asked for every record that arrives: it must neither block nor
+    raise. `listen` and `initial_peers` are multiaddresses, the latter with `/p2p/<peer id>`. `nat_port_map`,
+    `auto_nat`, `use_relay` and `announce_addresses` are libp2p's means to be reached from outside; all off is
+    right for one machine or one network.
     """
 
     def __init__(
@@ -192,6 +195,8 @@ class Exchange:
             return future.result(timeout + 1)
         except TimeoutError:
             raise ExchangeError(f"libp2p did not answer within {timeout:.0f} seconds") from None
+        except (ConnectionError, P2PDaemonError) as error:
+            raise ExchangeError(f"libp2p's process does not answer: {error}") from error
         except CancelledError:
             raise ExchangeError("exchange was stopped meanwhile") from None
 

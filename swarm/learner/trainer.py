@@ -16,7 +16,6 @@ as always in TRL, not the one that sampled; external groups are treated like own
 from __future__ import annotations
 
 import contextlib
-import os
 import random
 import time
 import warnings
@@ -98,7 +97,7 @@ class Learner:
             parameters, lr=learn.learning_rate, betas=_BETAS, eps=_ADAM_EPSILON, weight_decay=0.0
         )
         self._start_moments()
-        with _own_randomness(0), _quiet_trl():
+        with _own_randomness(0), _quiet():
             self._trainer = self._build_trainer(temperature, max_completion_tokens, work_dir)
 
     def update(self, groups: Sequence[TrainingGroup]) -> Update:
@@ -200,7 +199,7 @@ class Learner:
         trainer._step = 0  # TRL counts passes here to know when the next generation batch is due
         trainer._buffered_inputs = None
         trainer.train_dataset = Dataset.from_dict({"prompt": [""] * len(self._pending)})
-        with _own_randomness(_row_order(self._seed, self._updates)):
+        with _own_randomness(_row_order(self._seed, self._updates)), _quiet():
             trainer.train()
         self.policy.model.eval()
         return [log for log in trainer.state.log_history if "loss" in log]
@@ -230,7 +229,7 @@ class Learner:
             disable_tqdm=True,
             use_cpu=True,
             bf16=False,
-            gradient_checkpointing=False,
+            activation_checkpointing=False,
             dataloader_pin_memory=False,
             shuffle_dataset=False,
             num_train_epochs=1,
@@ -294,15 +293,9 @@ def _own_randomness(seed: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _quiet_trl() -> Iterator[None]:
-    """TRL warns that rollout functions are experimental; we pin TRL's major version and test ours."""
-    before = os.environ.get("TRL_EXPERIMENTAL_SILENCE")
-    os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
-    try:
-        with warnings.catch_warnings():
-            yield
-    finally:
-        if before is None:
-            del os.environ["TRL_EXPERIMENTAL_SILENCE"]
-        else:
-            os.environ["TRL_EXPERIMENTAL_SILENCE"] = before
+def _quiet() -> Iterator[None]:
+    """Without two warnings about TRL itself: its version is pinned, and what we use of it is tested."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "You are using 'rollout_func'", UserWarning)
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        yield

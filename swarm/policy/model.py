@@ -128,8 +128,7 @@ class Policy:
         logps = torch.log_softmax(logits.float() / temperature, dim=-1)
         chosen = logps.gather(-1, input_ids[:, len(prompt) :].unsqueeze(-1)).squeeze(-1)
         return [
-            values[: len(completion)].tolist()
-            for values, completion in zip(chosen, completions, strict=True)
+            values[: len(completion)].tolist() for values, completion in zip(chosen, completions, strict=True)
         ]
 
     def load_weights(self, state: Path) -> None:
@@ -145,7 +144,9 @@ class Policy:
             raise ModelError(f"cannot read state {state}: {error}") from error
         for name, parameter in parameters.items():
             if weights[name].shape != parameter.shape or weights[name].dtype != parameter.dtype:
-                raise ModelError(f"state {state} is not of model {self.name}: {name} has another shape or type")
+                raise ModelError(
+                    f"state {state} is not of model {self.name}: {name} has another shape or type"
+                )
         with torch.no_grad():
             for name, parameter in parameters.items():
                 parameter.copy_(weights[name])

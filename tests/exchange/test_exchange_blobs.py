@@ -55,6 +55,13 @@ def test_large_blob_arrives_whole_and_is_then_served_by_the_reader(make_exchange
     assert reader.fetch(identities[0].peer, digest, SIZE, 1) == data  # from its own store
 
 
+def test_fetched_blob_that_the_store_cannot_keep_is_returned_all_the_same(make_exchange, identities):
+    server = make_exchange(0)
+    reader = make_exchange(1, server, max_blob_bytes=3)
+    assert reader.fetch(identities[0].peer, server.put_blob(b"content"), 7, 10) == b"content"
+    assert reader.dropped == {"fetched blob could not be kept": 1}
+
+
 def test_blob_moves_between_peers_that_share_only_a_bootstrap_peer(make_exchange, identities):
     bootstrap = make_exchange(0)
     server = make_exchange(1, bootstrap)

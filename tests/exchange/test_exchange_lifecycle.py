@@ -54,6 +54,19 @@ def test_stop_ends_a_frozen_p2pd(make_exchange):
     assert not p2pd.is_running()
 
 
+def test_killed_p2pd_leaves_the_own_announcement_and_one_line_errors(make_exchange, swarm, identities):
+    exchange = make_exchange(0)
+    exchange.announce(swarm.announcement())
+    (p2pd,) = _p2pds()
+    p2pd.kill()
+    p2pd.wait(5)
+    assert [heard.peer for heard in exchange.heard(swarm.round, 0, 0)] == [identities[0].peer]
+    with pytest.raises(ExchangeError, match="does not answer"):
+        _ = exchange.multiaddrs
+    with pytest.raises(ExchangeError):
+        exchange.fetch(identities[1].peer, bytes(32), 1, 2)
+
+
 def test_multiaddress_names_the_identity(make_exchange, identities):
     (address,) = make_exchange(0).multiaddrs
     assert address.startswith("/ip4/127.0.0.1/tcp/") and address.endswith(f"/p2p/{identities[0].peer_id}")
