@@ -1,7 +1,7 @@
 """How fast peers learn the demo task: a whole cell in one process, without network, ledger or clock.
 
-Every peer samples the three stages as in DESIGN.md section 4, trains on its own groups and on answer groups of
-the others, and the table shows each round's mean answer reward per peer and the seconds one peer needed.
+Every peer samples the three stages as in DESIGN.md section 4, trains on its own groups and on answer groups
+of the others; the table shows each round's mean answer reward per peer and the seconds that one peer needed.
 
     python benchmarks/learning_curve.py --rounds 12 --seeds 0 1 2 --learning-rate 5e-4
 """

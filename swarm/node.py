@@ -24,7 +24,7 @@ from swarm.errors import LedgerError, LedgerUnavailable, SwarmError
 from swarm.exchange import wire
 from swarm.exchange.service import Exchange
 from swarm.learner.trainer import Learner
-from swarm.ledger.client import LedgerClient, Report, connect
+from swarm.ledger.client import Report, connect
 from swarm.performer import Pace, Performer
 from swarm.policy.model import Policy
 from swarm.records import Records, RoundRecord, Status
@@ -80,7 +80,8 @@ class Node:
         self._lock(settings.home / "lock")
         self.identity = Identity.load_or_create(settings.identity_path)
         self.name = peer_name(self.identity.peer)
-        self._ledger: LedgerClient = connect(join_line, load_or_create_wallet(settings.wallet_path))
+        wallet = load_or_create_wallet(settings.wallet_path)
+        self._ledger = connect(join_line, wallet)
         self.manifest = self._ledger.manifest()
         folder = settings.swarm_dir(self.manifest.swarm_id)
         self._records = Records(folder / "state.sqlite")
@@ -88,7 +89,7 @@ class Node:
         self._set_status("starting")
         self._task = load_task(self.manifest.task)
         if self._ledger.register(self.identity):
-            log.info("registered peer=%s account=%s", self.identity.peer_id, self._ledger.account_address)
+            log.info("registered peer=%s account=%s", self.identity.peer_id, wallet.address)
 
         self._policy = Policy.load(self.manifest.model, threads=settings.threads)
         self._learner = Learner(

@@ -82,7 +82,8 @@ class Performer:
             case Sample():
                 return self._sample(effect)
             case Publish():
-                return self._publish(effect)
+                self._publish(effect)
+                return None
             case Gather():
                 return self._gather(effect)
             case Learn():
@@ -90,7 +91,8 @@ class Performer:
             case Commit():
                 self._show("report")
                 self._exchange.put_blob(effect.blob)
-                return self._commit(effect)
+                self._commit(effect)
+                return None
         raise TypeError(f"no such effect: {effect!r}")
 
     def _sample(self, effect: Sample) -> list[tuple[Completion, ...]]:

@@ -36,8 +36,8 @@ class Demo:
                     str(folder),
                     "--report",
                     str(self.report_path),
-                ]
-                + list(arguments),
+                    *list(arguments),
+                ],
                 env={**os.environ, MARK: self.mark},
                 stdout=log,
                 stderr=subprocess.STDOUT,

@@ -51,7 +51,7 @@ class BlobStore:
         self._total = sum(self._sizes.values())
 
     def put(self, data: bytes) -> bytes:
-        """Keep `data`, making room if needed; returns its digest. `ExchangeError` if it can never fit."""
+        """Keep `data`, making room if needed; returns its digest. `ExchangeError` if it cannot fit."""
         if len(data) > self.max_bytes:
             raise ExchangeError(
                 f"blob of {len(data)} bytes is over the store's {self.max_bytes}: raise the quota"
@@ -65,8 +65,14 @@ class BlobStore:
             self._forget(digest)
             self._make_room(len(data))
             partial = self.folder / f".{digest.hex()}.partial"
-            partial.write_bytes(data)
-            partial.replace(self.path(digest))
+            try:
+                partial.write_bytes(data)
+                partial.replace(self.path(digest))
+            except OSError as error:
+                partial.unlink(missing_ok=True)
+                raise ExchangeError(
+                    f"cannot keep a blob of {len(data)} bytes in {self.folder}: {error.strerror}"
+                ) from error
             self._sizes[digest] = len(data)
             self._total += len(data)
         return digest

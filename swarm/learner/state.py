@@ -18,7 +18,7 @@ _FORMAT = "swarm-state/1"
 
 
 def state_digest(tensors: Mapping[str, torch.Tensor]) -> bytes:
-    """32-byte SHA-256 over every tensor in the order of its name: name, dtype, shape, raw little-endian bytes."""
+    """32-byte SHA-256 over every tensor, ordered by name: name, dtype, shape, raw little-endian bytes."""
     digest = hashlib.sha256(_FORMAT.encode())
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()

@@ -6,11 +6,11 @@ One `GRPOTrainer` lives as long as the peer; every round is one `train()` call o
 2. The rest is sorted by length and cut into steps of equal size, at most `groups_per_step` groups each, so
    that a long critique does not pad a short answer. A cut that does not come out even repeats the shortest
    groups (fewer than there are steps).
-3. Each step's groups are TRL's "generation batch": its rollout function hands over our tokens, its reward function
-   our rewards. `epochs` (TRL's num_iterations) optimizer passes follow on it before the next step's groups.
+3. Each step's groups are TRL's "generation batch": its rollout function hands over our tokens, its reward
+   function our rewards. `epochs` (TRL's num_iterations) optimizer passes follow on it before the next step's.
 
-Departures from GRPO: the policy that importance ratios refer to ("old") is the one at the beginning of the step,
-as always in TRL, not the one that sampled; external groups are treated like own ones, as in SAPO.
+Departures from GRPO: the policy that importance ratios refer to ("old") is the one at the beginning of the
+step, as always in TRL, not the one that sampled; external groups are treated like own ones, as in SAPO.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from swarm.learner.state import read_state, state_digest, write_state
 from swarm.manifest import Learn
 from swarm.policy.model import WEIGHT_PREFIX, Policy
 
-# AdamW's other knobs are torch's and TRL's defaults; the manifest fixes only what a swarm would want to change.
+# AdamW's other knobs are torch's and TRL's defaults; the manifest has only what a swarm would want to change.
 _BETAS = (0.9, 0.999)
 _ADAM_EPSILON = 1e-8
 _MAX_GRAD_NORM = 1.0
@@ -101,7 +101,7 @@ class Learner:
             self._trainer = self._build_trainer(temperature, max_completion_tokens, work_dir)
 
     def update(self, groups: Sequence[TrainingGroup]) -> Update:
-        """One round's learning. The same state and groups give the same next state, bit for bit, on one machine.
+        """One round's learning. On one machine, equal states and groups give equal next states, bit for bit.
 
         Without any informative group nothing changes and `steps` is 0. `ValueError` if a group is malformed.
         """
@@ -161,7 +161,7 @@ class Learner:
         return list(self.policy.model.named_parameters())
 
     def _start_moments(self) -> None:
-        """AdamW makes its moments at the first step; made here, the state has one shape from the beginning."""
+        """AdamW makes its moments at the first step; made here, every state has the same tensors."""
         for _, parameter in self._parameters():
             self._optimizer.state[parameter] = {
                 "step": torch.tensor(0.0),
@@ -181,7 +181,7 @@ class Learner:
             raise ValueError(f"rewards must be finite, got {group.rewards}")
 
     def _cut(self, groups: list[TrainingGroup]) -> list[list[TrainingGroup]]:
-        """Equal steps of at most `groups_per_step` groups, sorted by length; the sort keeps equals in order."""
+        """Equal steps of at most `groups_per_step` groups, sorted by length (a stable sort)."""
         ordered = sorted(groups, key=lambda group: group.length)
         count = -(-len(ordered) // self.learn.groups_per_step)
         size = -(-len(ordered) // count)
@@ -204,7 +204,7 @@ class Learner:
         self.policy.model.eval()
         return [log for log in trainer.state.log_history if "loss" in log]
 
-    def _rollout(self, prompts: list[str], trainer: GRPOTrainer) -> dict[str, list]:
+    def _rollout(self, prompts: list[str], trainer: GRPOTrainer) -> dict[str, list | None]:
         """TRL's rollout function: the next step's groups, one row per completion.
 
         Called with one placeholder prompt for each row of the step; the groups come in the order of `_cut`.
@@ -273,7 +273,7 @@ def _constant(_step: int) -> float:
 
 
 def _row_order(seed: int, update: int) -> int:
-    """The torch seed of one update: TRL shuffles the rows of a step, which decides the order of float sums."""
+    """The torch seed of one update: TRL shuffles a step's rows, which decides the order of float sums."""
     return int.from_bytes(derive(Purpose.STATE, bytes(32), seed, update)[:7], "big")
 
 

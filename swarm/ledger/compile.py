@@ -1,4 +1,4 @@
-"""`python -m swarm.ledger.compile [--check]`: make the contract's artifact, or check that the source gives it."""
+"""`python -m swarm.ledger.compile [--check]`: make the artifact, or check that the source gives it."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ SOURCE = Path(__file__).parent / "contracts" / f"{CONTRACT}.sol"
 ARTIFACT = Path(__file__).parent / "artifacts" / f"{CONTRACT}.json"
 COMPILE_SECONDS = 300
 
-# Without metadata the bytecode depends on nothing but the code: no paths, no comments. Cancun is what the chains
-# in reach have; later opcodes are not needed.
+# Without metadata the bytecode depends on nothing but the code: no paths, no comments. Cancun is what the
+# chains in reach have; later opcodes are not needed.
 SETTINGS = {
     "optimizer": {"enabled": True, "runs": 10_000},
     "evmVersion": "cancun",

@@ -30,7 +30,15 @@ CONTRACTS_PACKAGE = _HERE / "contracts"
 _SYSTEMS = {"Linux": "linux", "Darwin": "darwin", "Windows": "win32"}
 _PROCESSORS = {"x86_64": "amd64", "amd64": "amd64", "aarch64": "arm64", "arm64": "arm64"}
 # npm's error codes for a registry that cannot be reached.
-_NETWORK_CODES = ("ENOTFOUND", "ECONNREFUSED", "ECONNRESET", "ETIMEDOUT", "EAI_AGAIN", "ENETUNREACH", "ERR_SOCKET")
+_NETWORK_CODES = (
+    "ENOTFOUND",
+    "ECONNREFUSED",
+    "ECONNRESET",
+    "ETIMEDOUT",
+    "EAI_AGAIN",
+    "ENETUNREACH",
+    "ERR_SOCKET",
+)
 
 
 def anvil() -> Path:
@@ -40,7 +48,9 @@ def anvil() -> Path:
     folder = install(DEVNET_PACKAGE) / "node_modules" / "@foundry-rs" / name / "bin"
     binary = folder / ("anvil.exe" if system == "Windows" else "anvil")
     if not binary.is_file():
-        raise LedgerError(f"there is no anvil for {system} on {processor}: use a chain elsewhere with --rpc URL")
+        raise LedgerError(
+            f"there is no anvil for {system} on {processor}: use a chain elsewhere with --rpc URL"
+        )
     return binary
 
 
@@ -73,7 +83,9 @@ def install(package: Path) -> Path:
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     except OSError as error:
-        raise LedgerError(f"cannot install tools into {tools}: {error.strerror}; set SWARM_HOME elsewhere") from error
+        raise LedgerError(
+            f"cannot install tools into {tools}: {error.strerror}; set SWARM_HOME elsewhere"
+        ) from error
     return done
 
 
@@ -138,7 +150,9 @@ def _npm_ci(folder: Path) -> None:
             env={**os.environ, "PATH": path},
         )
     except subprocess.TimeoutExpired:
-        raise LedgerError(f"npm did not finish within {INSTALL_SECONDS} s: check the network and try again") from None
+        raise LedgerError(
+            f"npm did not finish within {INSTALL_SECONDS} s: check the network and try again"
+        ) from None
     if result.returncode:
         raise LedgerError(_npm_failure(result.stderr, folder))
 
@@ -147,8 +161,10 @@ def _npm_failure(stderr: str, folder: Path) -> str:
     lines = [line.partition("npm error")[2].strip() for line in stderr.splitlines() if "npm error" in line]
     code = next((line.removeprefix("code ") for line in lines if line.startswith("code ")), "")
     if code == "ENOSPC":
-        return f"no space left for the ledger's tools in {folder.parent}: make room, or set SWARM_HOME elsewhere"
+        return (
+            f"no space left for the ledger's tools in {folder.parent}: make room, or set SWARM_HOME elsewhere"
+        )
     if code.startswith(_NETWORK_CODES):
-        return f"the npm registry cannot be reached ({code}): go online once, or use a chain elsewhere with --rpc URL"
+        return f"the npm registry cannot be reached ({code}): go online once, or use another chain (--rpc)"
     reason = next((line for line in lines if line and not line.startswith("code ")), stderr.strip()[-200:])
     return f"npm could not install the ledger's tools: {code} {reason}".replace("\n", " ")

@@ -13,7 +13,7 @@ class Encoding:
     """A model's tokenizer, as the policy uses it."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, eos_tokens: Sequence[int]) -> None:
-        """`ModelError` if the tokenizer lacks what the policy needs; `eos_tokens` are all that end a completion."""
+        """`eos_tokens` end a completion too, besides the tokenizer's own. `ModelError` if anything lacks."""
         name = tokenizer.name_or_path
         if not tokenizer.is_fast:
             raise ModelError(f"model {name} has no tokenizer.json; choose one with a fast tokenizer")

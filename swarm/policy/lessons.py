@@ -1,8 +1,8 @@
-"""Synthetic texts that teach the tiny model its three formats, and to be often wrong in a few systematic ways.
+"""Synthetic texts that teach the tiny model its three formats, and to be wrong in a few systematic ways.
 
-The demo task is sums and differences of two non-negative integers of up to two digits. Mistakes are a pupil's:
-the carry forgotten, off by one or ten, the wrong operator. They are shared by all questions, so reinforcement
-learning can unlearn them quickly.
+The demo task is sums and differences of two non-negative integers of up to two digits. Mistakes are a
+pupil's: the carry forgotten, off by one or ten, the wrong operator. They are shared by all questions, so
+reinforcement learning can unlearn them quickly.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Literal
 LessonKind = Literal["answer", "critique", "revise"]
 
 # Weights of what a wrong answer looks like.
-_MISTAKES = (("off-by-one", 4), ("off-by-ten", 4), ("carry", 3), ("operator", 2))
+_MISTAKES = {"off-by-one": 4, "off-by-ten": 4, "carry": 3, "operator": 2}
 _GARBAGE = "abcdefghijklmnopqrstuvwxyz 0123456789+-=?!.,:<>|/#"
 _MAX_GARBAGE_CHARS = 24
 _LETTERS = "ABCD"
@@ -44,8 +44,7 @@ def truth(left: int, operator: str, other: int) -> int:
 def mistake(rng: random.Random, left: int, operator: str, other: int) -> int:
     """A systematically wrong answer."""
     answer = truth(left, operator, other)
-    kinds, weights = zip(*_MISTAKES, strict=True)
-    kind = rng.choices(kinds, weights)[0]
+    kind = rng.choices(list(_MISTAKES), list(_MISTAKES.values()))[0]
     if kind == "carry":
         forgotten = _without_carry(left, operator, other)
         return forgotten if forgotten != answer else answer + rng.choice((-1, 1))

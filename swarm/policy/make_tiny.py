@@ -1,9 +1,9 @@
-"""Makes the embedded model `tiny` from a seed, on a CPU: `python -m swarm.policy.make_tiny --seed 0 --out DIR`.
+"""Makes the embedded model `tiny` on a CPU: `python -m swarm.policy.make_tiny --seed 0 --out DIR`.
 
 1. A character-level tokenizer: printable ASCII, newline, five special tokens; anything else is <unk>.
 2. A Qwen3-architecture model, small enough that four peers train it on two cores.
-3. Supervised phase 1: right answers only, so that the arithmetic is known.
-4. Supervised phase 2: mostly mistakes, so that it is weak on purpose and reinforcement learning has work to do.
+3. Supervised phases 1 and 2: right texts only, so that the arithmetic and then the formats are known.
+4. Supervised phase 3: mostly mistakes, so that it is weak on purpose and there is something to reinforce.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ class Phase:
 
 # Small batches at a high rate know the arithmetic soonest: two minutes on one core for all three phases.
 PHASES = (
-    Phase(900, 1e-2, 1.0, (("answer", 192),)),
-    Phase(500, 6e-3, 1.0, (("answer", 64), ("critique", 24), ("revise", 24))),
-    Phase(150, 2e-3, 0.3, (("answer", 96), ("critique", 16), ("revise", 16))),
+    Phase(800, 1e-2, 1.0, (("answer", 192),)),
+    Phase(1000, 4e-3, 1.0, (("answer", 48), ("critique", 32), ("revise", 32))),
+    Phase(150, 2e-3, 0.38, (("answer", 96), ("critique", 16), ("revise", 16))),
 )
 
 
@@ -179,9 +179,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Make the embedded model tiny from a seed.")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True, help="the folder to write")
-    parser.add_argument(
-        "--steps", type=int, default=None, help="cut every phase to this many steps (for tests)"
-    )
+    parser.add_argument("--steps", type=int, default=None, help="cut every phase to this many steps")
     arguments = parser.parse_args()
     print(f"weights={make(arguments.seed, arguments.out, arguments.steps)}")
 

@@ -21,8 +21,8 @@ TINY_FOLDER = Path(__file__).parent / "tiny"
 #: In a state file, a weight's tensor is called this plus the parameter's name.
 WEIGHT_PREFIX = "model."
 
-# A chunk is what cannot be interrupted by a deadline. It begins small and doubles while it stays under a second,
-# so a slow machine stops close to its deadline and a fast one batches well.
+# A chunk is what cannot be interrupted by a deadline. It begins small and doubles while it takes under half a
+# second, so a slow machine stops close to its deadline and a fast one batches well.
 _FIRST_CHUNK_GROUPS = 4
 _CHUNK_SECONDS = 1.0
 _MAX_CHUNK_TOKENS = 32_768  # rows × (prompt + completion); bounds the memory of one chunk
@@ -92,7 +92,7 @@ class Policy:
         temperature: float,
         until: Callable[[], bool] | None = None,
     ) -> list[list[list[int]]]:
-        """Completions of the prompts in order: `[group][completion][token]`, one per 32-byte seed of the group.
+        """Completions of the prompts in order: `[group][completion][token]`, one per 32-byte seed.
 
         A completion ends in EOS, or has `max_tokens` tokens. `until` is asked between chunks of whole groups
         whether to stop (True: the deadline has come); the groups done so far are returned, at least one.

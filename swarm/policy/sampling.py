@@ -1,9 +1,10 @@
 """Seeded sampling: Gumbel-max with counter-based noise, as a transformers logits processor.
 
-The token at completion position t is `argmax_v(logits[v] / temperature + noise(seed, t, v))`, which is an exact
-sample of the softmax (Gumbel 1954; Maddison et al. 2014, arXiv 1411.0030). The noise depends on the seed, the
-position and the token id only: not on the batch, its order, its padding or any generator's state. So whoever
-has the prompt, the completion and the seed re-derives every choice in one prefill (DESIGN.md, section 7).
+The token at completion position t is `argmax_v(logits[v] / temperature + noise(seed, t, v))`, which is an
+exact sample of the softmax (Gumbel 1954; Maddison et al. 2014, arXiv 1411.0030). The noise depends on the
+seed, the position and the token id only: not on the batch, its order, its padding or any generator's state.
+So whoever has the prompt, the completion and the seed re-derives every choice in one prefill (DESIGN.md,
+section 7).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ _MASK = 0xFFFFFFFF
 
 
 def gumbel_noise(seeds: Sequence[bytes], positions: Sequence[int], vocabulary: int) -> torch.Tensor:
-    """Standard Gumbel noise `[B, V]`, fp32, on the CPU: row b is for `seeds[b]` at completion position `positions[b]`.
+    """Standard Gumbel noise `[B, V]`, fp32, on the CPU; row b is for `seeds[b]` at token `positions[b]`.
 
     32 hashed bits make a uniform in (0, 1); the logarithms are taken in fp64, where it can reach neither end.
     """
@@ -35,7 +36,7 @@ def gumbel_noise(seeds: Sequence[bytes], positions: Sequence[int], vocabulary: i
 def choose(
     logits: torch.Tensor, seeds: Sequence[bytes], positions: Sequence[int], temperature: float
 ) -> torch.Tensor:
-    """What a seeded sampler prefers: `logits[b] / temperature + noise`, `[B, V]` fp32; its argmax is the choice."""
+    """`logits / temperature + noise`, `[B, V]` fp32; the argmax of a row is what a seeded sampler chooses."""
     noise = gumbel_noise(seeds, positions, logits.shape[-1]).to(logits.device)
     return logits.to(torch.float32) / temperature + noise
 

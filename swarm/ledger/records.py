@@ -1,0 +1,93 @@
+"""What is written to and read from the ledger.
+
+Digests and peers are 32 bytes, rewards integer micro-units.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from msgspec import Struct
+
+
+class Report(Struct, frozen=True, kw_only=True):
+    """What a peer says of one round."""
+
+    peer: bytes
+    round: int
+    commitment: bytes
+    state_before: bytes  # digest of the state before the update
+    state_after: bytes
+    groups: int
+    reward_micros: int
+
+
+class Reported(Report, frozen=True, kw_only=True):
+    """A report as the ledger holds it. `late` ones keep the chain of states but are not ranked."""
+
+    late: bool
+    tx: str
+    block_number: int
+
+
+class Receipt(Struct, frozen=True, kw_only=True):
+    """A report is in this block."""
+
+    tx: str
+    block_number: int
+    late: bool
+    gas_used: int
+
+
+class PeerRecord(Struct, frozen=True, kw_only=True):
+    """The ledger's sums for one peer."""
+
+    peer: bytes
+    account: str  # checksummed address
+    rounds: int  # reported, late ones included
+    ranked_rounds: int  # reported on time
+    total_reward_micros: int  # of the ranked rounds; what the leaderboard sorts by
+    all_reward_micros: int  # of all reported rounds
+
+
+class Block(Struct, frozen=True):
+    """A block's header, as far as it matters here. `timestamp` in Unix seconds."""
+
+    number: int
+    timestamp: int
+    hash: bytes
+
+
+def hash_of(receipt: Any) -> str:
+    """The transaction hash, in hexadecimal, of a receipt or event as web3 decodes it."""
+    return "0x" + bytes(receipt["transactionHash"]).hex()
+
+
+def reported_of(event: Any) -> Reported:
+    """A `Reported` event as web3 decodes it."""
+    arguments = event["args"]
+    return Reported(
+        peer=bytes(arguments["peer"]),
+        round=int(arguments["round"]),
+        commitment=bytes(arguments["commitment"]),
+        state_before=bytes(arguments["stateBefore"]),
+        state_after=bytes(arguments["stateAfter"]),
+        groups=int(arguments["groups"]),
+        reward_micros=int(arguments["rewardMicros"]),
+        late=bool(arguments["late"]),
+        tx=hash_of(event),
+        block_number=int(event["blockNumber"]),
+    )
+
+
+def peer_record_of(entry: Any) -> PeerRecord:
+    """A `PeerRecord` of the contract as web3 decodes it."""
+    peer, account, rounds, ranked_rounds, ranked_reward, reward = entry
+    return PeerRecord(
+        peer=bytes(peer),
+        account=str(account),
+        rounds=int(rounds),
+        ranked_rounds=int(ranked_rounds),
+        total_reward_micros=int(ranked_reward),
+        all_reward_micros=int(reward),
+    )

@@ -1,0 +1,136 @@
+"""The boundary to web3: whatever it raises leaves as a `LedgerError` of one line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from importlib import resources
+from typing import Any
+
+from swarm.errors import LedgerError, LedgerUnavailable
+
+# The contract's custom errors in words; {names} are the error's arguments.
+_WORDS = {
+    "BadRoundSeconds": "a round must be longer than 0 seconds",
+    "BadGenesis": "genesis {genesis} is more than a year from the chain's time {timestamp} (Unix seconds)",
+    "ManifestTooLarge": "the manifest has {size} bytes, at most {max} fit",
+    "BeforeGenesis": "the swarm begins at {genesis}, the chain's time is {timestamp} (Unix seconds)",
+    "BadModulus": "the key is not RSA-2048",
+    "BadProof": "the signature does not prove that {account} holds the key of {peer}",
+    "AlreadyRegistered": "{peer} is registered to account {account}",
+    "NotRegistered": "{peer} is not registered; register it first",
+    "NotPeersAccount": "{peer} belongs to account {account}",
+    "FutureRound": "round {round} has not begun, the clock is in round {currentRound}",
+    "TooLate": "round {round} is over for too long, the clock is in round {currentRound}",
+    "AlreadyReported": "already reported round {round}",
+    "BadMultiaddr": "the multiaddr must be 1 to 256 printable ASCII characters beginning with /",
+}
+
+
+class ContractRefusal(LedgerError):
+    """The contract reverted, with its custom error `name` ("" if it gave none that we know)."""
+
+    def __init__(self, message: str, name: str, arguments: dict[str, Any]) -> None:
+        super().__init__(message)
+        self.name = name
+        self.arguments = arguments
+
+
+@cache
+def artifact() -> dict[str, Any]:
+    """The compiled contract that is checked in: `abi`, `bytecode`, and what they were made from."""
+    file = resources.files("swarm.ledger") / "artifacts" / "SwarmCoordinator.json"
+    contents: dict[str, Any] = json.loads(file.read_text())
+    return contents
+
+
+@contextmanager
+def translated(action: str, host: str) -> Iterator[None]:
+    """Translate what web3, eth-abi and requests raise inside.
+
+    No answer, a time-out or bad HTTP becomes `LedgerUnavailable`, a custom error `ContractRefusal`, the rest
+    `LedgerError`. Mistakes of our own (types, arguments) pass through.
+    """
+    import requests
+    from eth_abi.exceptions import DecodingError
+    from web3 import exceptions
+
+    try:
+        yield
+    except requests.Timeout as error:
+        raise LedgerUnavailable(f"the ledger at {host} did not answer {action} in time") from error
+    except requests.HTTPError as error:
+        status = error.response.status_code if error.response is not None else "error"
+        raise LedgerUnavailable(f"the ledger at {host} answered {action} with HTTP {status}") from error
+    except requests.RequestException as error:
+        raise LedgerUnavailable(
+            f"the ledger at {host} cannot be reached: is it running, is the URL right?"
+        ) from error
+    except (json.JSONDecodeError, UnicodeDecodeError, exceptions.BadResponseFormat) as error:
+        raise LedgerUnavailable(f"what answers at {host} is not an Ethereum JSON-RPC server") from error
+    except (exceptions.BlockNotFound, exceptions.TransactionNotFound, exceptions.RequestTimedOut) as error:
+        raise LedgerUnavailable(
+            f"the ledger at {host} has no answer for {action} yet: {_line(error)}"
+        ) from error
+    except exceptions.ContractCustomError as error:
+        raise _refusal(action, str(error.data)) from error
+    except exceptions.ContractLogicError as error:
+        raise ContractRefusal(f"the ledger refused {action}: {_line(error)}", "", {}) from error
+    except (
+        exceptions.BadFunctionCallOutput,
+        exceptions.LogTopicError,
+        DecodingError,
+        OverflowError,
+    ) as error:
+        raise LedgerError(
+            f"the contract is not a SwarmCoordinator: it does not understand {action}"
+        ) from error
+    except exceptions.Web3RPCError as error:
+        if "insufficient funds" in str(error).lower():
+            raise LedgerError(
+                f"the account cannot pay for {action}: send it some of the chain's coin"
+            ) from error
+        raise LedgerError(f"the ledger at {host} refused {action}: {_line(error)}") from error
+
+
+def _line(error: Exception) -> str:
+    text = getattr(error, "message", None) or str(error)
+    return " ".join(str(text).split())[:300]
+
+
+def _refusal(action: str, data: str) -> ContractRefusal:
+    from eth_abi import decode
+    from eth_abi.exceptions import DecodingError
+
+    name, inputs = _errors().get(data[2:10], ("", []))
+    try:
+        values = decode([entry["type"] for entry in inputs], bytes.fromhex(data[10:]))
+    except (DecodingError, ValueError):
+        name = ""
+    if not name:
+        return ContractRefusal(f"the ledger refused {action} with an unknown error {data[:10]}", "", {})
+    arguments = dict(zip((entry["name"] for entry in inputs), values, strict=True))
+    words = _WORDS[name].format(**{key: _shown(key, value) for key, value in arguments.items()})
+    return ContractRefusal(f"the ledger refused {action}: {words} ({name})", name, arguments)
+
+
+def _shown(key: str, value: Any) -> Any:
+    if key == "peer":
+        from identity import peer_id_text  # slow to import (libp2p), and needed only here
+
+        return f"peer {peer_id_text(value)}"
+    return value
+
+
+@cache
+def _errors() -> dict[str, tuple[str, list[dict[str, str]]]]:
+    from eth_utils import keccak
+
+    found = {}
+    for entry in artifact()["abi"]:
+        if entry["type"] == "error":
+            signature = f"{entry['name']}({','.join(argument['type'] for argument in entry['inputs'])})"
+            found[keccak(text=signature)[:4].hex()] = (entry["name"], entry["inputs"])
+    return found
