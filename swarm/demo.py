@@ -195,8 +195,9 @@ def _read(peer: DemoPeer, manifest: Manifest) -> None:
     if not path.exists():
         return
     with contextlib.closing(Records(path, read_only=True)) as records:
-        peer.view.status = records.status()
-        peer.view.records = records.rounds()
+        if records.exist:
+            peer.view.status = records.status()
+            peer.view.records = records.rounds()
 
 
 def _stop(peers: list[DemoPeer]) -> None:

@@ -86,6 +86,7 @@ class Node:
         folder = settings.swarm_dir(self.manifest.swarm_id)
         self._records = Records(folder / "state.sqlite")
         self._stack.callback(self._records.close)
+        self._ledger.now()  # so that the exchange's thread has a clock that needs no call
         self._set_status("starting")
         self._task = load_task(self.manifest.task)
         if self._ledger.register(self.identity):
@@ -114,7 +115,7 @@ class Node:
                 self.manifest.swarm_id,
                 self._ledger.genesis,
                 self.manifest.round_seconds,
-                self._ledger.now,
+                self._ledger.now_without_asking,
                 folder / "blobs",
                 listen=settings.listen,
                 initial_peers=[*settings.initial_peers, *self._bootnodes()],

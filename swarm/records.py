@@ -8,9 +8,14 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
-_SCHEMA = """
+# All or nothing, so that a reader who comes too early sees version 0 and no half of it.
+_SCHEMA_VERSION = 1
+_SCHEMA = f"""
+BEGIN;
 CREATE TABLE IF NOT EXISTS rounds (round INTEGER PRIMARY KEY, record BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS status (one INTEGER PRIMARY KEY CHECK (one = 1), status BLOB NOT NULL);
+PRAGMA user_version = {_SCHEMA_VERSION};
+COMMIT;
 """
 
 
@@ -57,6 +62,11 @@ class Records:
     def close(self) -> None:
         """Close the file."""
         self._db.close()
+
+    @property
+    def exist(self) -> bool:
+        """Whether the writer has made its tables; a reader may come before."""
+        return self._db.execute("PRAGMA user_version").fetchone()[0] == _SCHEMA_VERSION
 
     def save(self, record: RoundRecord) -> None:
         """Insert or replace a round's record, durably."""

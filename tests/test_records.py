@@ -35,6 +35,15 @@ def test_rounds_come_back_in_order_and_the_receipt_replaces_the_draft(tmp_path):
         assert records.unreported(since=4) == []
 
 
+def test_reader_that_comes_before_the_writers_tables_is_told_so(tmp_path):
+    path = tmp_path / "state.sqlite"
+    sqlite3.connect(path).close()
+    with contextlib.closing(Records(path, read_only=True)) as reader:
+        assert not reader.exist
+        Records(path).close()
+        assert reader.exist
+
+
 def test_another_process_reads_while_the_node_writes_and_cannot_write(tmp_path):
     path = tmp_path / "state.sqlite"
     with (

@@ -1,8 +1,8 @@
 """The ledger as the rest of the project sees it: `deploy` or `connect`, then a `LedgerClient`.
 
-A client is used from one thread, only its clock from any. Its calls wait for the chain: reading at most ten seconds a request, writing
-until the transaction is in a block (at most two minutes). Errors are `LedgerError`; of these
-`LedgerUnavailable` says that trying again later can help.
+A client is used from one thread, only its clock from any. Its calls wait for the chain: reading at most ten
+seconds a request, writing until the transaction is in a block (at most two minutes). Errors are
+`LedgerError`; of these `LedgerUnavailable` says that trying again later can help.
 """
 
 from __future__ import annotations
@@ -57,9 +57,8 @@ def deploy(rpc_url: str, account: LocalAccount, manifest: Manifest, genesis: int
     `genesis` is when round 0 begins, in Unix seconds; it may lie in the future, by at most a year.
     """
     rpc = Rpc(rpc_url)
-    with rpc.asking("deployment"):
-        contract = rpc.web3.eth.contract(abi=artifact()["abi"], bytecode=artifact()["bytecode"])
-        constructor = contract.constructor(manifest.canonical, genesis, manifest.round_seconds)
+    contract = rpc.web3.eth.contract(abi=artifact()["abi"], bytecode=artifact()["bytecode"])
+    constructor = contract.constructor(manifest.canonical, genesis, manifest.round_seconds)
     receipt = rpc.send(account, constructor, "deployment")
     return LedgerClient(rpc_url, receipt["contractAddress"], account)
 
@@ -162,6 +161,10 @@ class LedgerClient:
         The one function that any thread may call.
         """
         return self._clock.now()
+
+    def now_without_asking(self) -> float:
+        """The same from what is known already: never blocks, for threads that must not. Only after a `now`."""
+        return self._clock.estimate()
 
     def beacon(self, round: int) -> bytes | None:
         """The 32-byte hash of the first block whose timestamp falls in `round`; None if there is none (yet).

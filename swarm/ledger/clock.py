@@ -49,9 +49,13 @@ class LedgerClock:
             finally:
                 self._polled_at = self._monotonic()
                 self._polling.release()
-        assert self._offset is not None
-        self._last = max(self._last, self._monotonic() + self._offset)
+        self._last = max(self._last, self.estimate())
         return self._last
+
+    def estimate(self) -> float:
+        """The estimate as it is, without a call to the chain. Only after the first `now`."""
+        assert self._offset is not None
+        return self._monotonic() + self._offset
 
     def _poll(self) -> float:
         try:

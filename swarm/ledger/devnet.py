@@ -22,6 +22,7 @@ from swarm.ledger import toolchain
 HOST = "127.0.0.1"
 START_SECONDS = 30.0  # anvil answers after 0.1–0.3 s; a machine with every core busy needs longer
 STOP_SECONDS = 5.0
+REQUEST_SECONDS = 10.0
 PORT_ATTEMPTS = 5  # a free port can be taken by another process before anvil binds it
 KEPT_STATES = 64  # anvil would write one state per block to disk; nothing here asks for old ones
 WEI_PER_ETHER = 10**18
@@ -78,6 +79,7 @@ class Devnet:
             self._launch(binary)
             try:
                 self._wait_until_it_answers()
+                self.call("evm_mine")  # until its first block, anvil estimates gas as of the year 1970
                 return self
             except LedgerError as error:
                 self.stop()
@@ -107,9 +109,20 @@ class Devnet:
 
     def call(self, method: str, *parameters: Any) -> Any:
         """One JSON-RPC call, past every proxy setting; `LedgerError` if anvil refuses it or is gone."""
+        return self._call(method, parameters, REQUEST_SECONDS)
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def _call(self, method: str, parameters: tuple[Any, ...], timeout_seconds: float) -> Any:
         self._requests += 1
         body = {"jsonrpc": "2.0", "id": self._requests, "method": method, "params": parameters}
-        connection = http.client.HTTPConnection(HOST, self._port, timeout=10)
+        connection = http.client.HTTPConnection(HOST, self._port, timeout=timeout_seconds)
         try:
             connection.request("POST", "/", json.dumps(body), {"Content-Type": "application/json"})
             answer = json.loads(connection.getresponse().read())
@@ -120,14 +133,6 @@ class Devnet:
         if "error" in answer:
             raise LedgerError(f"the devnet refused {method}: {answer['error'].get('message')}")
         return answer["result"]
-
-    def __enter__(self) -> Self:
-        return self.start()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
 
     def _open_log(self) -> None:
         if self._given_log is None:
@@ -161,7 +166,7 @@ class Devnet:
             if (code := self._process.poll()) is not None:
                 raise LedgerError(f"anvil ended with code {code} at its start: {self._last_words()}")
             try:
-                answered = int(self.call("eth_chainId"), 16)
+                answered = int(self._call("eth_chainId", (), 1.0), 16)
             except LedgerError:
                 time.sleep(0.05)
                 continue

@@ -50,8 +50,9 @@ def artifact() -> dict[str, Any]:
 def translated(action: str, host: str) -> Iterator[None]:
     """Translate what web3, eth-abi and requests raise inside.
 
-    No answer, a time-out or bad HTTP becomes `LedgerUnavailable`, a custom error `ContractRefusal`, the rest
-    `LedgerError`. Mistakes of our own (types, arguments) pass through.
+    No answer, a time-out or bad HTTP becomes `LedgerUnavailable`, a revert `ContractRefusal`, the rest
+    `LedgerError`. Only the asking belongs inside: a contract function checks its arguments when it is made,
+    so what fails here for a type or value is the server's answer.
     """
     import requests
     from eth_abi.exceptions import DecodingError
@@ -93,6 +94,8 @@ def translated(action: str, host: str) -> Iterator[None]:
                 f"the account cannot pay for {action}: send it some of the chain's coin"
             ) from error
         raise LedgerError(f"the ledger at {host} refused {action}: {_line(error)}") from error
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise LedgerError(f"the ledger at {host} answered {action} with nonsense: {_line(error)}") from error
 
 
 def _line(error: Exception) -> str:

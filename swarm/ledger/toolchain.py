@@ -168,3 +168,17 @@ def _npm_failure(stderr: str, folder: Path) -> str:
         return f"the npm registry cannot be reached ({code}): go online once, or use another chain (--rpc)"
     reason = next((line for line in lines if line and not line.startswith("code ")), stderr.strip()[-200:])
     return f"npm could not install the ledger's tools: {code} {reason}".replace("\n", " ")
+
+
+def main() -> int:
+    """Install what the devnet needs, ahead of its first use; prints where it is."""
+    try:
+        print(anvil())
+    except LedgerError as error:
+        print(error)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
