@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _interrupt_again(unraisable: sys.UnraisableHookArgs) -> None:
-    """Python drops an interrupt that arrives in a finalizer; called for it, this sends another a little later."""
+    """Python drops an interrupt that arrives in a finalizer; called for it, this sends another soon."""
     if issubclass(unraisable.exc_type, KeyboardInterrupt):
         signal.setitimer(signal.ITIMER_REAL, 0.05)
     else:

@@ -163,7 +163,7 @@ class LedgerClient:
         return self._clock.now()
 
     def now_without_asking(self) -> float:
-        """The same from what is known already: never blocks, for threads that must not. Only after a `now`."""
+        """The same from what is known already; never blocks, for threads that must not. After a `now`."""
         return self._clock.estimate()
 
     def beacon(self, round: int) -> bytes | None:
