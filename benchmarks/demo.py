@@ -1,4 +1,4 @@
-"""The demo's figures: `python benchmarks/demo.py --seeds 1 2 3` runs `swarm demo` and measures it from outside.
+"""The demo's figures: `python benchmarks/demo.py --seeds 1 2 3` runs `swarm demo`, measured from outside.
 
 For each seed: wall time, peak memory of all processes together (PSS: shared pages count once), and from the
 report how much each peer's answers improved, how often it learned from others, and whether the ledger agrees.

@@ -79,6 +79,9 @@ def _join(arguments: argparse.Namespace) -> int:
     logging.basicConfig(
         level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s"
     )
+    from swarm.ledger.join import parse_join_line
+
+    parse_join_line(arguments.swarm)  # so that a typo is noticed before imports that take seconds
     from swarm.node import Node
 
     settings = Settings(
