@@ -21,6 +21,10 @@ from swarm.verde.commitment import group_digest, groups_root, rollout_leaf
 
 ANSWER, CRITIQUE = STAGE_NUMBER["answer"], STAGE_NUMBER["critique"]
 
+# Text is re-encoded by its readers, so a few tokens must not carry a book. Few tokens of any vocabulary
+# are longer than this, and a completion of nothing else is no answer.
+MAX_CHARS_PER_TOKEN = 16
+
 
 class Answer(Struct, frozen=True):
     """One completion of the answer stage, with its true score."""
@@ -108,6 +112,8 @@ class Cellmates:
                 return "group has the wrong size"
             if any(not 0 < len(c.tokens) <= stage.max_tokens for c in group.completions):
                 return "completion has the wrong length"
+            if any(len(c.text) > MAX_CHARS_PER_TOKEN * len(c.tokens) for c in group.completions):
+                return "text is too long for its tokens"
             if stage.name == "answer" and (group.answers or group.critiques):
                 return "answer stage shows nothing"
             if len(group.answers) > self._manifest.shown_answers:

@@ -81,7 +81,9 @@ def run_demo(options: Options, console: Console) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         guard = stack.enter_context(Guard())
-        console.print(f"[dim]starting a ledger and {options.peers} peers; logs are in {folder}[/dim]")
+        console.print(
+            f"[dim]starting a ledger and {options.peers} peers; logs are in {folder}[/dim]", soft_wrap=True
+        )
         devnet = stack.enter_context(Devnet(log_path=folder / "anvil.log"))
         guard.watch(devnet.pid)
         peers = [_make_peer(folder / f"peer{i}", devnet) for i in range(options.peers)]

@@ -263,7 +263,17 @@ class Node:
         self._records.save(record)
         record = self._report(record, may_rank=may_rank)
         self._state_on_ledger = record.tx is not None and not record.late
-        log.info("played record=%s", msgspec.json.encode(record).decode())
+        log.info(
+            "played round=%d %s groups=%d external=%d reward_micros=%d ranked=%s tx=%s dropped=%s",
+            record.round,
+            " ".join(f"{stage}={mean:.3f}" for stage, mean in record.rewards.items()),
+            record.groups,
+            record.external_groups,
+            record.reward_micros,
+            record.ranked,
+            record.tx,
+            record.dropped or "none",
+        )
 
     def _resend_reports(self, number: int) -> None:
         """Put rounds on the ledger whose report did not get through; those too old are refused there."""

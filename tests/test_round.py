@@ -125,6 +125,7 @@ FORGERIES = {
         lambda groups: tuple(msgspec.structs.replace(g, completions=g.completions[:1]) for g in groups)
     ),
     "completion has the wrong length": each_group(completions=(LONG,) * 4),
+    "text is too long for its tokens": each_group(completions=(Completion(tokens=(1,), text="4" * 17),) * 4),
     "answer stage shows nothing": each_group(answers=(b"l" * 32,)),
     "prompt shows too many answers": each_group(answers=(b"l" * 32,) * 5),
     "prompt shows too many critiques": each_group(critiques=(b"l" * 32,) * 5),

@@ -231,7 +231,10 @@ def _log_stray(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> Non
 
 
 def _quiet_hivemind() -> None:
-    """hivemind and p2pd report every peer that leaves as a warning; `HIVEMIND_LOGLEVEL` brings it back."""
+    """hivemind and p2pd report every peer that leaves, and p2pd its own end; errors that matter are raised.
+
+    `HIVEMIND_LOGLEVEL` brings their words back.
+    """
     if "HIVEMIND_LOGLEVEL" not in os.environ:
-        logging.getLogger("hivemind").setLevel(logging.ERROR)
+        logging.getLogger("hivemind").setLevel(logging.CRITICAL)
         os.environ.setdefault("GOLOG_LOG_LEVEL", "ERROR")  # hivemind hands this to p2pd

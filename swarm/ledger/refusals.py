@@ -91,7 +91,7 @@ def translated(action: str, host: str) -> Iterator[None]:
     except exceptions.Web3RPCError as error:
         if "insufficient funds" in str(error).lower():
             raise LedgerError(
-                f"the account cannot pay for {action}: send it some of the chain's coin"
+                f"no funds for {action}: send that account some of the chain's coin"
             ) from error
         raise LedgerError(f"the ledger at {host} refused {action}: {_line(error)}") from error
     except (ValueError, TypeError, KeyError, AttributeError) as error:

@@ -104,7 +104,7 @@ class Rpc:
         the contract refuses, `LedgerUnavailable` if no block takes it within two minutes.
         """
         for _ in range(NONCE_ATTEMPTS):
-            with self.asking(action):
+            with self.asking(f"{action} by {account.address}"):
                 transaction = self._build(account, function)
                 signed = account.sign_transaction(transaction)
             if not self._submit(signed.raw_transaction, action):

@@ -54,7 +54,8 @@ def mistake(rng: random.Random, left: int, operator: str, other: int) -> int:
 
 
 def _question(rng: random.Random) -> tuple[int, str, int]:
-    return rng.randrange(100), rng.choice("+-"), rng.randrange(100)
+    # Differences come in three kinds (no borrow, borrow, negative), sums in two.
+    return rng.randrange(100), rng.choice("+--"), rng.randrange(100)
 
 
 def _attempt(rng: random.Random, left: int, operator: str, other: int, right: float) -> int:
