@@ -50,7 +50,7 @@ class Phase:
 # arithmetic, they destroyed it. Three minutes on one core in all.
 PHASES = (
     Phase(1600, 8e-3, 1.0, (("answer", 128), ("critique", 20), ("revise", 20))),
-    Phase(250, 1e-3, 0.4, (("answer", 160), ("critique", 16), ("revise", 16))),
+    Phase(250, 1e-3, 0.34, (("answer", 160), ("critique", 16), ("revise", 16))),
 )
 
 
