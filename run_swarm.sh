@@ -24,6 +24,18 @@ find_python() {
   fail "$($found --version 2>&1) cannot be used: install Python 3.11 or newer with its venv module, or set SWARM_PYTHON"
 }
 
+# On a terminal, the step that pip is at, in one line that is overwritten; elsewhere nothing.
+show_progress() {
+  local line
+  while read -r line; do
+    [ -t 2 ] || continue
+    case "$line" in
+      Collecting*|Downloading*|Building*|Installing*) printf '\r\033[K  %.76s' "$line" >&2 ;;
+    esac
+  done
+  [ ! -t 2 ] || printf '\r\033[K' >&2
+}
+
 # $1: "" or "test". Nothing is done when the finished set-up is of these very files.
 set_up() {
   local stamp="$venv/ready${1:+-$1}" wanted
@@ -38,9 +50,9 @@ set_up() {
   # A first run that was interrupted leaves no stamp: what it half made is made anew.
   [ -e "$venv/ready" ] || rm -rf "$venv" || fail "cannot remove the unfinished $PWD/$venv: delete it and start again"
   [ -x "$venv/bin/python" ] || "$python" -m venv "$venv" || fail "cannot make $PWD/$venv with $python: see above"
-  echo "setting up in $PWD/$venv (a few minutes the first time; progress in $log)" >&2
+  echo "setting up in $PWD/$venv; this takes a few minutes the first time (details in $log)" >&2
   if ! "$venv/bin/python" -m pip install --disable-pip-version-check --no-input \
-      --constraint constraints.txt --editable ".${1:+[$1]}" >"$log" 2>&1; then
+      --constraint constraints.txt --editable ".${1:+[$1]}" 2>&1 | tee "$log" | show_progress; then
     if grep -qi 'no space left' "$log"; then fail "the disk is full: make room and start again (details in $log)"; fi
     if grep -qiE 'connection|resolve|timed out|proxy|certificate' "$log"; then
       fail "a package registry cannot be reached: check the network and start again (details in $log)"

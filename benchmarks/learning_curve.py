@@ -3,7 +3,7 @@
 Every peer samples the three stages as in DESIGN.md section 4, trains on its own groups and on answer groups
 of the others; the table shows each round's mean answer reward per peer and the seconds that one peer needed.
 
-    python benchmarks/learning_curve.py --rounds 12 --seeds 0 1 2 --learning-rate 5e-4
+    python benchmarks/learning_curve.py --seeds 0 1 2
 """
 
 from __future__ import annotations
@@ -199,8 +199,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--answers", type=int, default=32, help="answer groups of a peer in a round")
     parser.add_argument("--others", type=int, default=4, help="critique groups, and as many revise groups")
-    parser.add_argument("--external", type=int, default=12)
-    parser.add_argument("--learning-rate", type=float, default=5e-4)
+    parser.add_argument("--external", type=int, default=16)
+    parser.add_argument("--learning-rate", type=float, default=1.5e-4)
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--groups-per-step", type=int, default=16)
     arguments = parser.parse_args()

@@ -92,7 +92,7 @@ def demo(tmp_path):
 def quick_manifest(tmp_path):
     """The demo's manifest with fewer groups, so that a round of few seconds is enough."""
     text = DEMO_MANIFEST.read_text()
-    for old, new in (("round_seconds: 30", "round_seconds: 12"), ("max_groups: 32", "max_groups: 6")):
+    for old, new in (("round_seconds: 20", "round_seconds: 12"), ("max_groups: 32", "max_groups: 6")):
         assert old in text
         text = text.replace(old, new)
     path = tmp_path / "quick.yaml"

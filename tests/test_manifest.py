@@ -30,8 +30,8 @@ def test_comments_and_order_do_not_change_the_id_but_values_do(text):
     ("old", "new", "complaint"),
     [
         ("cell_size: 16", "cel_size: 16", "cel_size"),
-        ("round_seconds: 30", "round_seconds: soon", "round_seconds"),
-        ("round_seconds: 30", "round_seconds: 0", "round_seconds"),
+        ("round_seconds: 20", "round_seconds: soon", "round_seconds"),
+        ("round_seconds: 20", "round_seconds: 0", "round_seconds"),
         ("ends_at: 0.40", "ends_at: 0.20", "ends_at must grow"),
         ("name: critique", "name: revise", "answer, then critique, then revise"),
         ("name: demo", "name: [", "not YAML"),

@@ -47,7 +47,7 @@ class Phase:
 
 
 # Small batches at a high rate know the arithmetic soonest. All formats from the beginning: learned after the
-# arithmetic, they destroyed it. Three minutes on one core in all.
+# arithmetic, they destroyed it. Three minutes in all on one core.
 PHASES = (
     Phase(1600, 8e-3, 1.0, (("answer", 128), ("critique", 20), ("revise", 20))),
     Phase(250, 1e-3, 0.34, (("answer", 160), ("critique", 16), ("revise", 16))),
