@@ -33,7 +33,7 @@ from swarm.digest import Purpose, derive
 from swarm.errors import ModelError
 from swarm.learner.state import read_state, state_digest, write_state
 from swarm.manifest import Learn
-from swarm.policy.model import WEIGHT_PREFIX, Policy
+from swarm.policy.model import Policy
 
 # AdamW's other knobs are torch's and TRL's defaults; the manifest has only what a swarm would want to change.
 _BETAS = (0.9, 0.999)
@@ -150,7 +150,7 @@ class Learner:
         """The live tensors by name; only `counters` is a copy."""
         tensors = {"counters": torch.tensor([self._updates, self._steps, self._seed], dtype=torch.int64)}
         for name, parameter in self._parameters():
-            tensors[WEIGHT_PREFIX + name] = parameter
+            tensors["model." + name] = parameter
             moments = self._optimizer.state[parameter]
             tensors["step." + name] = moments["step"]
             for moment in _MOMENTS:

@@ -90,9 +90,7 @@ def translated(action: str, host: str) -> Iterator[None]:
         ) from error
     except exceptions.Web3RPCError as error:
         if "insufficient funds" in str(error).lower():
-            raise LedgerError(
-                f"no funds for {action}: send that account some of the chain's coin"
-            ) from error
+            raise LedgerError(f"no funds for {action}: send that account some of the chain's coin") from error
         raise LedgerError(f"the ledger at {host} refused {action}: {_line(error)}") from error
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise LedgerError(f"the ledger at {host} answered {action} with nonsense: {_line(error)}") from error

@@ -1,4 +1,4 @@
-"""The policy: a causal language model that is loaded, asked for completions, and given new weights."""
+"""The policy: a causal language model that is loaded and asked for completions."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 from transformers.generation import LogitsProcessorList
 from transformers.utils import logging as transformers_logging
@@ -18,8 +18,6 @@ from swarm.policy.sampling import SeededSampling
 
 TINY = "tiny"
 TINY_FOLDER = Path(__file__).parent / "tiny"
-#: In a state file, a weight's tensor is called this plus the parameter's name.
-WEIGHT_PREFIX = "model."
 
 # A chunk is what cannot be interrupted by a deadline. It begins small and doubles while it takes under half a
 # second, so a slow machine stops close to its deadline and a fast one batches well.
@@ -66,11 +64,6 @@ class Policy:
         ends = [] if declared is None else [declared] if isinstance(declared, int) else list(declared)
         return cls(model.eval(), Encoding(tokenizer, ends), name_or_path)
 
-    @property
-    def parameters(self) -> int:
-        """How many parameters the model has; tied ones count once."""
-        return sum(parameter.numel() for parameter in self.model.parameters())
-
     def encode_prompt(self, text: str) -> list[int]:
         """One user message through the chat template, with the generation prompt."""
         return self.encoding.prompt(text)
@@ -114,42 +107,6 @@ class Policy:
             elif elapsed > _CHUNK_SECONDS and size > 1:
                 size //= 2
         return finished
-
-    @torch.no_grad()
-    def log_probs(
-        self, prompt: list[int], completions: Sequence[list[int]], temperature: float
-    ) -> list[list[float]]:
-        """Log-probability of every completion token, `[completion][token]`, at the sampling temperature."""
-        rows = [[*prompt, *completion] for completion in completions]
-        width = max(map(len, rows))
-        # Right padding: a causal model's earlier positions cannot see it.
-        input_ids = torch.tensor([row + [self.encoding.pad] * (width - len(row)) for row in rows])
-        logits = self.model(input_ids=input_ids, logits_to_keep=width - len(prompt) + 1).logits[:, :-1]
-        logps = torch.log_softmax(logits.float() / temperature, dim=-1)
-        chosen = logps.gather(-1, input_ids[:, len(prompt) :].unsqueeze(-1)).squeeze(-1)
-        return [
-            values[: len(completion)].tolist() for values, completion in zip(chosen, completions, strict=True)
-        ]
-
-    def load_weights(self, state: Path) -> None:
-        """Take the weights from a learner's state file; `ModelError` if they are not this model's."""
-        try:
-            with safe_open(state, framework="pt") as tensors:
-                names = {name for name in tensors.keys() if name.startswith(WEIGHT_PREFIX)}  # noqa: SIM118
-                parameters = dict(self.model.named_parameters())
-                if names != {WEIGHT_PREFIX + name for name in parameters}:
-                    raise ModelError(f"state {state} is not of model {self.name}: other parameters")
-                weights = {name: tensors.get_tensor(WEIGHT_PREFIX + name) for name in parameters}
-        except (OSError, SafetensorError) as error:
-            raise ModelError(f"cannot read state {state}: {error}") from error
-        for name, parameter in parameters.items():
-            if weights[name].shape != parameter.shape or weights[name].dtype != parameter.dtype:
-                raise ModelError(
-                    f"state {state} is not of model {self.name}: {name} has another shape or type"
-                )
-        with torch.no_grad():
-            for name, parameter in parameters.items():
-                parameter.copy_(weights[name])
 
     def _chunk(
         self, prompts: Sequence[list[int]], seeds: Sequence[Sequence[bytes]], size: int, max_tokens: int

@@ -40,7 +40,7 @@ def sampled_texts(policy: Policy, kind: str, count: int) -> list[tuple[str, list
 
 
 def test_tiny_is_small(policy):
-    assert policy.parameters <= 2_000_000
+    assert sum(parameter.numel() for parameter in policy.model.parameters()) <= 2_000_000
     assert (TINY_FOLDER / "model.safetensors").stat().st_size <= 4 * 2**20
     assert policy.model.config.model_type == "qwen3"
 
@@ -92,17 +92,6 @@ def test_prompt_is_the_chat_template(policy):
     tokenizer = policy.encoding.tokenizer
     assert policy.encode_prompt("12+34=") == tokenizer("<|user|>12+34=<|assistant|>")["input_ids"]
     assert policy.decode(policy.encode_completion("46")) == "46"
-
-
-def test_log_probs_are_of_the_completion_tokens(policy):
-    prompt = policy.encode_prompt("12+34=")
-    completions = [policy.encode_completion("46"), policy.encode_completion("-5")]
-    scored = policy.log_probs(prompt, completions, 1.0)
-    with torch.no_grad():
-        logits = policy.model(input_ids=torch.tensor([prompt + completions[0]])).logits[0]
-    expected = torch.log_softmax(logits, -1)[len(prompt) - 1, completions[0][0]].item()
-    assert scored[0][0] == pytest.approx(expected, abs=1e-4)
-    assert [len(values) for values in scored] == [3, 3]
 
 
 def test_a_folder_without_a_model_is_a_one_line_error(tmp_path):
