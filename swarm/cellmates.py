@@ -13,7 +13,7 @@ from msgspec import Struct
 
 from swarm.draw import Draw
 from swarm.effects import Received
-from swarm.exchange.wire import Group
+from swarm.exchange.wire import MAX_GROUPS_BLOB_BYTES, Group
 from swarm.manifest import STAGE_NUMBER, Manifest, Stage
 from swarm.tasks import Question, Task
 from swarm.tasks.stages import read_critique
@@ -24,6 +24,15 @@ ANSWER, CRITIQUE = STAGE_NUMBER["answer"], STAGE_NUMBER["critique"]
 # Text is re-encoded by its readers, so a few tokens must not carry a book. Few tokens of any vocabulary
 # are longer than this, and a completion of nothing else is no answer.
 MAX_CHARS_PER_TOKEN = 16
+
+
+def max_blob_bytes(manifest: Manifest, stage: Stage) -> int:
+    """The most bytes that a stage's groups can have in msgpack, if they keep to the manifest."""
+    token_bytes = 5 + 4 * MAX_CHARS_PER_TOKEN  # a 32-bit number, and characters of four bytes
+    completion_bytes = 16 + stage.max_tokens * token_bytes
+    shown_bytes = 34 * (manifest.shown_answers + manifest.shown_critiques)  # digests
+    group_bytes = 32 + shown_bytes + manifest.group_size * completion_bytes
+    return min(MAX_GROUPS_BLOB_BYTES, 32 + stage.max_groups * group_bytes)
 
 
 class Answer(Struct, frozen=True):
@@ -98,8 +107,6 @@ class Cellmates:
         """The rule that a peer's groups break, if any (DESIGN.md, section 7, "checked by every reader")."""
         if self._draw.cell(sent.peer) != self._cell:
             return "sender is not of this cell"
-        if groups_root(sent.peer, self._round, STAGE_NUMBER[stage.name], sent.groups) != sent.root:
-            return "groups are not the announced ones"
         if len(sent.groups) > stage.max_groups:
             return "more groups than the stage allows"
         indices = [group.index for group in sent.groups]
@@ -120,6 +127,8 @@ class Cellmates:
                 return "prompt shows too many answers"
             if len(group.critiques) > self._manifest.shown_critiques:
                 return "prompt shows too many critiques"
+        if groups_root(sent.peer, self._round, STAGE_NUMBER[stage.name], sent.groups) != sent.root:
+            return "groups are not the announced ones"
         return None
 
     def _take_answers(self, peer: bytes, group: Group) -> None:

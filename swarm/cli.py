@@ -12,7 +12,7 @@ from pathlib import Path
 
 from identity import IdentityError
 from swarm.errors import SwarmError, UsageError
-from swarm.settings import Settings, swarm_home
+from swarm.settings import DEFAULT_LISTEN, Settings, swarm_home
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
@@ -27,14 +27,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return parsed.run(parsed)
     except UsageError as error:
-        print(f"swarm: {error}", file=sys.stderr)
+        _complain(error)
         return EXIT_USAGE
     except (SwarmError, IdentityError) as error:
-        print(f"swarm: {error}", file=sys.stderr)
+        _complain(error)
         return EXIT_FAILED
     except KeyboardInterrupt:
         print("swarm: stopped", file=sys.stderr)
         return EXIT_INTERRUPTED
+
+
+def _complain(error: Exception) -> None:
+    """One line; what a ledger or peer put into it cannot steer the terminal."""
+    print("swarm: " + "".join(c if c.isprintable() else " " for c in str(error)), file=sys.stderr)
 
 
 def _interrupt_again(unraisable: sys.UnraisableHookArgs) -> None:
@@ -86,7 +91,7 @@ def _join(arguments: argparse.Namespace) -> int:
 
     settings = Settings(
         home=arguments.home,
-        listen=tuple(arguments.listen),
+        listen=tuple(arguments.listen or [DEFAULT_LISTEN]),
         initial_peers=tuple(arguments.peer),
         threads=arguments.threads,
     )
@@ -165,9 +170,11 @@ def _parser() -> argparse.ArgumentParser:
     join.add_argument("swarm", metavar="SWARM", help="the line that `swarm create` printed: CONTRACT@RPC")
     join.add_argument("--rounds", type=_count, metavar="R", help="stop after so many rounds")
     join.add_argument(
-        "--listen", nargs="+", default=["/ip4/127.0.0.1/tcp/0"], metavar="MULTIADDR", help="(%(default)s)"
+        "--listen", action="append", metavar="MULTIADDR", help=f"where to be reached ({DEFAULT_LISTEN})"
     )
-    join.add_argument("--peer", nargs="+", default=[], metavar="MULTIADDR", help="peers to connect to first")
+    join.add_argument(
+        "--peer", action="append", default=[], metavar="MULTIADDR", help="a peer to connect to first"
+    )
     join.add_argument("--threads", type=_count, help="CPU threads for the model (torch's default)")
     join.set_defaults(run=_join)
 

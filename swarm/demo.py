@@ -82,7 +82,10 @@ def run_demo(options: Options, console: Console) -> int:
     with ExitStack() as stack:
         guard = stack.enter_context(Guard())
         console.print(
-            f"[dim]starting a ledger and {options.peers} peers; logs are in {folder}[/dim]", soft_wrap=True
+            f"starting a ledger and {options.peers} peers; logs are in {folder}",
+            style="dim",
+            markup=False,
+            soft_wrap=True,
         )
         devnet = stack.enter_context(Devnet(log_path=folder / "anvil.log"))
         guard.watch(devnet.pid)
@@ -111,12 +114,13 @@ def run_demo(options: Options, console: Console) -> int:
     plot_rewards(result, plot_path)
     _discard_bulk(peers)
     console.print(leaderboard_table(records, title=f"Leaderboard, read from {ledger.address}"))
-    console.print(f"plot    {plot_path}\nreport  {report_path}", soft_wrap=True, highlight=False)
+    console.print(
+        f"plot    {plot_path}\nreport  {report_path}", soft_wrap=True, highlight=False, markup=False
+    )
     for peer in lost:
         name = peer_name(peer.identity.peer)
-        console.print(
-            f"[yellow]lost    {name}: see {peer.settings.home / 'node.log'}[/yellow]", soft_wrap=True
-        )
+        where = peer.settings.home / "node.log"
+        console.print(f"lost    {name}: see {where}", style="yellow", soft_wrap=True, markup=False)
     if not any(peer.view.records for peer in peers):
         raise SwarmError(f"no peer finished a round: see the logs in {folder}")
     return 0
@@ -161,7 +165,7 @@ def _watch(
     with _display(console) as display:
         while any(peer.running for peer in peers) and ledger.now() < ledger.genesis + longest:
             for peer in peers:
-                _read(peer, manifest)
+                _read(peer, ledger)
             views = [peer.view for peer in peers]
             if display:
                 display.update(live_table(views, ledger, manifest), refresh=True)
@@ -172,7 +176,7 @@ def _watch(
                 printed = len(done)
             time.sleep(REFRESH_SECONDS)
     for peer in peers:
-        _read(peer, manifest)
+        _read(peer, ledger)
 
 
 @contextlib.contextmanager
@@ -191,9 +195,9 @@ def _finished_rounds(peers: list[DemoPeer]) -> list[int]:
     return sorted(set.intersection(*reported)) if reported else []
 
 
-def _read(peer: DemoPeer, manifest: Manifest) -> None:
+def _read(peer: DemoPeer, ledger: LedgerClient) -> None:
     peer.view.running = peer.running
-    path = peer.settings.swarm_dir(manifest.swarm_id) / "state.sqlite"
+    path = peer.settings.swarm_dir(ledger.swarm_id, ledger.address, ledger.genesis) / "state.sqlite"
     if not path.exists():
         return
     with contextlib.closing(Records(path, read_only=True)) as records:

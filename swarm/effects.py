@@ -57,7 +57,7 @@ class Received:
 
 @dataclass(frozen=True)
 class Gather(Effect[list[Received]]):
-    """Wait for the stage's end, then take what the cell announced (our own is among it).
+    """Wait for the stage's end, then take what the cell announced.
 
     In a crowded cell at most `limit` announcements are taken, in the order of `order(root)`.
     """
@@ -67,6 +67,7 @@ class Gather(Effect[list[Received]]):
     at: float
     limit: int
     order: Callable[[bytes], bytes]
+    max_bytes: int  # of one peer's blob
 
 
 @dataclass(frozen=True)

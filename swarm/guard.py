@@ -16,7 +16,7 @@ from types import TracebackType
 
 
 class Guard:
-    """The parent's side. Leaving the context normally or by an exception lets the guard go quietly."""
+    """The parent's side. Leaving the context normally lets the guard go quietly."""
 
     def __enter__(self) -> Guard:
         # A session of its own: Ctrl-C in the terminal must not reach it before its parent has cleaned up.
@@ -33,7 +33,8 @@ class Guard:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._process.communicate("done\n")
+        # After an error something may be left: then the guard is let go as if we had died.
+        self._process.communicate("done\n" if error is None else "")
 
 
 def main() -> None:

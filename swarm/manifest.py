@@ -81,10 +81,6 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, di
         """32 bytes: SHA-256 of the canonical form."""
         return hashlib.sha256(self.canonical).digest()
 
-    def stage(self, name: StageName) -> Stage | None:
-        """The stage of that name, or None if the swarm has none."""
-        return next((stage for stage in self.stages if stage.name == name), None)
-
 
 def load(path: Path) -> Manifest:
     """Read a manifest file; `UsageError` says the file, what is wrong, and what is allowed."""
@@ -96,17 +92,34 @@ def load(path: Path) -> Manifest:
 
 
 def parse(data: bytes, source: str) -> Manifest:
-    """A manifest from YAML (canonical JSON is YAML too); `source` names it in errors."""
-    if len(data) > MAX_MANIFEST_BYTES:
-        raise UsageError(f"manifest {source} has {len(data)} bytes; at most {MAX_MANIFEST_BYTES} are allowed")
+    """A manifest from a person's YAML; `source` names it in errors."""
+    _check_size(data, source)
     try:
         manifest = msgspec.convert(yaml.safe_load(data), Manifest)
     except yaml.YAMLError as error:
         raise UsageError(f"manifest {source} is not YAML: {' '.join(str(error).split())}") from error
-    except (msgspec.ValidationError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # msgspec.ValidationError is a ValueError
         raise UsageError(f"manifest {source}: {error}") from error
     _check_stages(manifest, source)
+    return parse_canonical(manifest.canonical, source)  # what others will read is what was meant
+
+
+def parse_canonical(data: bytes, source: str) -> Manifest:
+    """A manifest from its canonical form, as the ledger holds it; `UsageError` if it is in any other form."""
+    _check_size(data, source)
+    try:
+        manifest = msgspec.json.decode(data, type=Manifest)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"manifest {source}: {error}") from error
+    _check_stages(manifest, source)
+    if manifest.canonical != data:
+        raise UsageError(f"manifest {source} is not in canonical form")
     return manifest
+
+
+def _check_size(data: bytes, source: str) -> None:
+    if len(data) > MAX_MANIFEST_BYTES:
+        raise UsageError(f"manifest {source} has {len(data)} bytes; at most {MAX_MANIFEST_BYTES} are allowed")
 
 
 def _check_stages(manifest: Manifest, source: str) -> None:

@@ -7,7 +7,9 @@ and ledger. Losing peers or the ledger degrades a round; it never ends the life.
 from __future__ import annotations
 
 import logging
+import sqlite3
 import time
+from collections import Counter
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -20,7 +22,7 @@ from identity import Identity, load_or_create_wallet, peer_name
 from swarm import effects, round
 from swarm.digest import Purpose, derive
 from swarm.draw import Draw
-from swarm.errors import LedgerError, LedgerUnavailable, SwarmError
+from swarm.errors import LedgerError, ModelError, SwarmError
 from swarm.exchange import wire
 from swarm.exchange.service import Exchange
 from swarm.learner.trainer import Learner
@@ -83,10 +85,11 @@ class Node:
         wallet = load_or_create_wallet(settings.wallet_path)
         self._ledger = connect(join_line, wallet)
         self.manifest = self._ledger.manifest()
-        folder = settings.swarm_dir(self.manifest.swarm_id)
+        self._acceptance_window = self._ledger.acceptance_window
+        folder = settings.swarm_dir(self.manifest.swarm_id, self._ledger.address, self._ledger.genesis)
         self._records = Records(folder / "state.sqlite")
         self._stack.callback(self._records.close)
-        self._ledger.now()  # so that the exchange's thread has a clock that needs no call
+        self._check_clock()
         self._set_status("starting")
         self._task = load_task(self.manifest.task)
         if self._ledger.register(self.identity):
@@ -104,10 +107,13 @@ class Node:
         )
         self._checkpoints = folder / "checkpoints"
         self._checkpoints.mkdir(exist_ok=True)
+        for unfinished in self._checkpoints.glob(".*"):
+            unfinished.unlink()
         self._state_on_ledger = self._resume()
         self._beacon = self.manifest.swarm_id  # of the last round; before the first, anything all peers share
         self._active = 0
         self._pace = Pace()
+        self._dropped: Counter[str] = Counter()
 
         self._exchange = self._stack.enter_context(
             Exchange(
@@ -135,9 +141,20 @@ class Node:
                 f"another node is running on {path.parent}: stop it, or use another --home"
             ) from None
 
+    def _check_clock(self) -> None:
+        """hivemind forgets records by this machine's clock, so one that is far off goes unheard."""
+        off = time.time() - self._ledger.now()
+        if abs(off) > self.manifest.round_seconds / 2:
+            log.warning(
+                "clock_off seconds=%.0f: set this machine's clock to the ledger's, by NTP for example", off
+            )
+
     def _resume(self) -> bool:
-        """Load the newest checkpoint that can be read; says whether its state is on the ledger."""
-        records = {record.round: record for record in self._records.rounds()}
+        """Load the newest checkpoint that can be read; says whether its state is on the ledger.
+
+        The first state is the manifest's base model, which needs no report.
+        """
+        reported = [record for record in self._records.rounds() if record.tx]
         for path in sorted(self._checkpoints.glob("*.safetensors"), reverse=True):
             try:
                 self._learner.load(path)
@@ -145,23 +162,26 @@ class Node:
                 log.warning("checkpoint unreadable file=%s error=%r", path, str(error))
                 continue
             log.info("resumed checkpoint=%s", path.name)
-            record = records.get(int(path.stem))
-            return record is not None and record.tx is not None
-        return True  # the first state is the manifest's base model, which needs no report
+            break
+        return not reported or reported[-1].state_after == self._learner.state_digest().hex()
 
     def _bootnodes(self) -> list[str]:
         try:
             own = f"/p2p/{self.identity.peer_id}"
             return [address for address in self._ledger.bootnodes() if not address.endswith(own)]
-        except LedgerUnavailable as error:
+        except LedgerError as error:
             log.warning("bootnodes unavailable error=%r", str(error))
             return []
 
     def _announce_bootnode(self) -> None:
-        """List ourselves for newcomers, then look: of two peers starting at once, one sees the other."""
+        """List ourselves for newcomers, then look: of two peers starting at once, one sees the other.
+
+        Where many are listed one more is of no use, unless none of them can be reached any more.
+        """
+        address = _most_public(self._exchange.multiaddrs)
         try:
-            if len(self._bootnodes()) < BOOTNODES_WANTED:
-                self._ledger.announce_bootnode(self.identity, self._exchange.multiaddrs[0])
+            if len(self._bootnodes()) < BOOTNODES_WANTED or self._exchange.peer_count() == 0:
+                self._ledger.announce_bootnode(self.identity, address)
         except LedgerError as error:
             log.warning("bootnode not announced error=%r", str(error))
         self._meet_peers()
@@ -199,11 +219,11 @@ class Node:
                 if beacon is not None:
                     self._active = self._ledger.active(number)
                     return beacon
-            except LedgerUnavailable as error:
-                log.warning("ledger away round=%d error=%r", number, str(error))
-                return None
+                trouble = "it made no block"
+            except LedgerError as error:
+                trouble = str(error)
             if self._ledger.now() >= give_up:
-                log.warning("no beacon round=%d: the ledger made no block", number)
+                log.warning("no beacon from the ledger round=%d error=%r", number, trouble)
                 return None
             time.sleep(POLL_SECONDS)
 
@@ -222,7 +242,6 @@ class Node:
             expiration=wire.expiration(self._ledger.genesis, self.manifest.round_seconds, number),
             draw=Draw(self.manifest.swarm_id, self._beacon, self._active, self.manifest.cell_size),
         )
-        self._meet_peers()
         performer = Performer(
             rules,
             self._policy,
@@ -236,12 +255,13 @@ class Node:
             show=lambda stage: self._set_status(stage, number),
         )
         effects.run(round.play(rules), performer.perform)
+        self._meet_peers()  # after the round: dialling the dead takes seconds
 
     def _checkpoint(self, number: int) -> None:
         """Keep the state after a round; a full disk costs the checkpoint, not the round."""
         try:
             self._learner.save(self._checkpoints / f"{number:08d}.safetensors")
-        except OSError as error:
+        except ModelError as error:
             log.error("checkpoint not written round=%d error=%r", number, str(error))
         for old in sorted(self._checkpoints.glob("*.safetensors"))[:-CHECKPOINTS_KEPT]:
             old.unlink(missing_ok=True)
@@ -258,9 +278,9 @@ class Node:
             commitment=played.commitment.hex(),
             state_before=commit.learned.state_before.hex(),
             state_after=commit.learned.state_after.hex(),
-            dropped=played.dropped,
+            dropped=dict(Counter(played.dropped) + self._newly_dropped()),
         )
-        self._records.save(record)
+        self._save(record)
         record = self._report(record, may_rank=may_rank)
         self._state_on_ledger = record.tx is not None and not record.late
         log.info(
@@ -275,10 +295,17 @@ class Node:
             record.dropped or "none",
         )
 
+    def _newly_dropped(self) -> Counter[str]:
+        """What the exchange refused since the last round, by reason."""
+        total = self._exchange.dropped
+        new, self._dropped = total - self._dropped, total
+        return new
+
     def _resend_reports(self, number: int) -> None:
-        """Put rounds on the ledger whose report did not get through; those too old are refused there."""
-        for record in self._records.unreported(since=number - self._ledger.acceptance_window):
-            self._report(record, may_rank=False)
+        """Put rounds on the ledger whose report did not get through, while it answers and accepts them."""
+        for record in self._records.unreported(since=number - self._acceptance_window):
+            if self._report(record, may_rank=False).tx is None:
+                return  # the rest can wait for the next round; this one must not
 
     def _report(self, record: RoundRecord, *, may_rank: bool) -> RoundRecord:
         """Report a round whose record is saved; a failure is logged and retried before the next round."""
@@ -300,10 +327,25 @@ class Node:
         record = msgspec.structs.replace(
             record, tx=receipt.tx, late=receipt.late, ranked=may_rank and not receipt.late
         )
-        self._records.save(record)
+        self._save(record)
         return record
 
+    def _save(self, record: RoundRecord) -> None:
+        """Write a record; on a full disk the round is still reported."""
+        try:
+            self._records.save(record)
+        except sqlite3.OperationalError as error:
+            log.error("record not written round=%d error=%r", record.round, str(error))
+
     def _set_status(self, state: str, number: int | None = None) -> None:
-        self._records.set_status(
-            Status(peer_id=self.identity.peer_id, name=self.name, state=state, round=number)
-        )
+        try:
+            self._records.set_status(
+                Status(peer_id=self.identity.peer_id, name=self.name, state=state, round=number)
+            )
+        except sqlite3.OperationalError as error:  # a full disk, most likely
+            log.error("status not written error=%r", str(error))
+
+
+def _most_public(multiaddrs: list[str]) -> str:
+    """The address that is most likely of use to others: any but loopback, if there is one."""
+    return next((address for address in multiaddrs if not address.startswith("/ip4/127.")), multiaddrs[0])

@@ -35,10 +35,9 @@ class Pace:
         return max(1, int(seconds / self._seconds_per_group))
 
     def measured(self, groups: int, seconds: float) -> None:
-        """Take a measurement in; the slower of the last two counts, lest a report come late."""
+        """Take a measurement in; the last one counts."""
         if groups:
-            latest = seconds / groups
-            self._seconds_per_group = max(latest, (latest + (self._seconds_per_group or latest)) / 2)
+            self._seconds_per_group = seconds / groups
 
 
 class Performer:
@@ -90,8 +89,8 @@ class Performer:
                 return self._learn(effect)
             case Commit():
                 self._show("report")
-                self._exchange.put_blob(effect.blob)
                 self._commit(effect)
+                self._keep(effect.blob)
                 return None
         raise TypeError(f"no such effect: {effect!r}")
 
@@ -123,6 +122,13 @@ class Performer:
                 str(error),
             )
 
+    def _keep(self, commitment: bytes) -> None:
+        """Serve the commitment; its root is on the ledger already, so a full disk loses no round."""
+        try:
+            self._exchange.put_blob(commitment)
+        except ExchangeError as error:
+            log.error("commitment not kept round=%d error=%r", self._rules.round, str(error))
+
     def _gather(self, effect: Gather) -> list[Received]:
         self._wait_until(effect.at)
         collected = self._exchange.collect(
@@ -132,6 +138,7 @@ class Performer:
             timeout=GATHER_SHARE * self._rules.manifest.round_seconds,
             max_peers=effect.limit,
             order=lambda heard: effect.order(heard.announcement.root),
+            max_bytes=effect.max_bytes,
         )
         return [Received(item.heard.peer, item.heard.announcement.root, item.groups) for item in collected]
 
@@ -151,8 +158,12 @@ class Performer:
         return TrainingGroup(
             prompt=self._policy.encode_prompt(group.prompt),
             completions=[
-                list(completion.tokens) if group.own else self._policy.encode_completion(completion.text)
+                list(completion.tokens) if group.own else self._re_encode(completion.text)
                 for completion in group.completions
             ],
             rewards=list(group.rewards),
         )
+
+    def _re_encode(self, text: str) -> list[int]:
+        """Another peer's answer in our tokens, cut where an answer of our own would have been."""
+        return self._policy.encode_completion(text)[: self._rules.manifest.stages[0].max_tokens]

@@ -17,7 +17,7 @@ from functools import partial
 from itertools import zip_longest
 
 from swarm import tasks
-from swarm.cellmates import Answer, AnswerGroup, Cellmates, Critique
+from swarm.cellmates import Answer, AnswerGroup, Cellmates, Critique, max_blob_bytes
 from swarm.draw import Draw
 from swarm.effects import Commit, Gather, Learn, Played, Publish, Sample, TrainingGroup
 from swarm.exchange import wire
@@ -87,6 +87,7 @@ async def play(rules: RoundRules) -> Played:
             rules.at(stage.ends_at),
             limit=CROWDED * rules.manifest.cell_size,
             order=partial(rules.draw.order, rules.peer),
+            max_bytes=max_blob_bytes(rules.manifest, stage),
         )
         mates.hear(stage, heard)
         begins = stage.ends_at
@@ -95,6 +96,7 @@ async def play(rules: RoundRules) -> Played:
     batch = _batch(rules, own, external, mates)
     learned = await Learn(batch, until=rules.at(rules.manifest.learn.ends_at))
     used = batch[: learned.taken]
+    skips += [Skip(group.digest, "no time") for group in batch[learned.taken :] if not group.own]
 
     reward_micros = sum(_group_reward_micros(group.rewards) for group in own)
     commitment = Commitment(

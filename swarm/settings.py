@@ -6,6 +6,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+DEFAULT_LISTEN = "/ip4/127.0.0.1/tcp/0"
+
 
 def swarm_home() -> Path:
     """`SWARM_HOME`, by default `~/.swarm`."""
@@ -17,7 +19,7 @@ class Settings:
     """A peer's place on disk and in the network."""
 
     home: Path
-    listen: tuple[str, ...] = ("/ip4/127.0.0.1/tcp/0",)  # libp2p multiaddrs
+    listen: tuple[str, ...] = (DEFAULT_LISTEN,)  # libp2p multiaddrs
     initial_peers: tuple[str, ...] = ()
     threads: int | None = None  # of torch; None leaves torch's own choice
 
@@ -31,6 +33,10 @@ class Settings:
         """The keystore of the account that pays."""
         return self.home / "wallet.json"
 
-    def swarm_dir(self, swarm_id: bytes) -> Path:
-        """The folder of one swarm's records, checkpoints, blobs and logs."""
-        return self.home / "swarms" / swarm_id.hex()[:16]
+    def swarm_dir(self, swarm_id: bytes, address: str, genesis: int) -> Path:
+        """The folder of one swarm's records, checkpoints and blobs.
+
+        The same manifest may be put on a ledger again, even at the same address of a fresh chain; that is
+        another swarm, with rounds of its own.
+        """
+        return self.home / "swarms" / f"{swarm_id.hex()[:12]}-{address[2:10].lower()}-{genesis}"

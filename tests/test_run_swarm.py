@@ -9,7 +9,21 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-TOOLS = "bash cat cksum df awk dirname rm mkdir grep tail chmod sort tee".split()
+TOOLS = [
+    "bash",
+    "cat",
+    "cksum",
+    "df",
+    "awk",
+    "dirname",
+    "rm",
+    "mkdir",
+    "grep",
+    "tail",
+    "chmod",
+    "sort",
+    "tee",
+]
 # Plays Python: makes a .venv whose python and swarm log their arguments, and pip fails if told to.
 PYTHON = """#!/bin/bash
 echo "$@" >>"$CALLS"

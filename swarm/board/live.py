@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from rich.markup import escape
 from rich.table import Table
 
 from swarm.ledger.client import LedgerClient
@@ -32,7 +33,7 @@ def live_table(peers: Sequence[PeerView], ledger: LedgerClient, manifest: Manife
     else:
         number, into = divmod(elapsed, manifest.round_seconds)
         title = f"{manifest.name}: round {number:.0f}, {manifest.round_seconds - into:.0f} s left"
-    table = Table(title=title, title_justify="left")
+    table = Table(title=escape(title), title_justify="left")
     table.add_column("peer", no_wrap=True)
     table.add_column("now", min_width=8)
     table.add_column("round", justify="right")

@@ -19,6 +19,7 @@ from swarm.errors import ExchangeError
 from swarm.exchange.validator import AnnouncementValidator
 
 RPC_TIMEOUT_SECONDS = 3.0  # hivemind's default `wait_timeout`
+RPC_SHARE = 1 / 20  # of a round: in short rounds a silent node may not hold up a stage for seconds
 CONNECT_TIMEOUT_SECONDS = 5.0
 
 
@@ -38,7 +39,7 @@ async def create_node(p2p: P2P, validator: AnnouncementValidator) -> DHTNode:
         p2p=p2p,
         node_id=node_id(p2p.peer_id),
         record_validator=validator,
-        wait_timeout=RPC_TIMEOUT_SECONDS,
+        wait_timeout=min(RPC_TIMEOUT_SECONDS, RPC_SHARE * validator.round_seconds),
         # Pushing what was read to yet other nodes, and refreshing it unasked, is traffic for nothing:
         # we always read with latest=True, and a record lives for at most three rounds.
         cache_nearest=0,

@@ -148,7 +148,11 @@ class Peer:
         with suppress(TimeoutError):
             async with asyncio.timeout(STORE_TIMEOUT_SECONDS):
                 stored = await node.store(
-                    key, envelope, float(announcement.expiration), subkey=self._identity.peer
+                    key,
+                    envelope,
+                    float(announcement.expiration),
+                    subkey=self._identity.peer,
+                    await_all_replicas=False,  # the others are written while the round goes on
                 )
         # store() reports the last node's word only; another, or this one, may have kept it.
         if not stored and self._identity.peer not in await self._from_dht(slot, READ_TIMEOUT_SECONDS):
@@ -166,8 +170,8 @@ class Peer:
 
     async def fetch(self, peer: bytes, digest: bytes, size_bytes: int, timeout: float) -> bytes:
         p2p, _ = self._running()
-        held = await asyncio.to_thread(self.store.get, digest)
-        if held is not None and len(held) == size_bytes:
+        held = await self._held(digest, size_bytes)
+        if held is not None:
             return held
         if peer == self._identity.peer:
             raise ExchangeError("own blob is not in the store")
@@ -178,6 +182,10 @@ class Peer:
             self.dropped["fetched blob could not be kept"] += 1
         return data
 
+    async def _held(self, digest: bytes, size_bytes: int) -> bytes | None:
+        held = await asyncio.to_thread(self.store.get, digest)
+        return held if held is not None and len(held) == size_bytes else None
+
     async def collect(
         self,
         round_number: int,
@@ -186,25 +194,35 @@ class Peer:
         timeout: float,
         max_peers: int,
         order: Callable[[wire.Heard], bytes],
+        max_bytes: int,
     ) -> list[Collected]:
         deadline = asyncio.get_running_loop().time() + timeout
         # Silent nodes must not eat the time for fetching from those that were heard.
         senders = await self.heard(round_number, stage, cell, min(timeout / 2, READ_TIMEOUT_SECONDS))
         senders = sorted(senders, key=order)[:max_peers]
         gate = asyncio.Semaphore(MAX_FETCHES)
-        tasks = [asyncio.create_task(self._contribution(heard, deadline, gate)) for heard in senders]
+        # Each fetch gets its share of the time: silent peers must not hold the gate against the others.
+        limit = (deadline - asyncio.get_running_loop().time()) / max(1, -(-len(senders) // MAX_FETCHES))
+        tasks = [
+            asyncio.create_task(self._contribution(heard, deadline, limit, gate, max_bytes))
+            for heard in senders
+        ]
         results = await asyncio.gather(*tasks)
         return [collected for collected in results if collected is not None]
 
     async def _contribution(
-        self, heard: wire.Heard, deadline: float, gate: asyncio.Semaphore
+        self, heard: wire.Heard, deadline: float, limit: float, gate: asyncio.Semaphore, max_bytes: int
     ) -> Collected | None:
         """One sender's groups, or None (counted) for whatever reason they cannot be had by the deadline."""
         announced = heard.announcement
         try:
-            async with asyncio.timeout_at(deadline), gate:
-                remaining = deadline - asyncio.get_running_loop().time()
-                data = await self.fetch(heard.peer, announced.blob, announced.blob_bytes, remaining)
+            if announced.blob_bytes > max_bytes:
+                raise WireError("blob is larger than the stage allows")
+            async with asyncio.timeout_at(deadline):
+                data = await self._held(announced.blob, announced.blob_bytes)
+                if data is None:
+                    async with gate:
+                        data = await self.fetch(heard.peer, announced.blob, announced.blob_bytes, limit)
                 groups = wire.decode(wire.GroupsBlob, data, wire.MAX_GROUPS_BLOB_BYTES).groups
             if len(groups) != announced.groups:
                 raise WireError("blob has another number of groups than announced")

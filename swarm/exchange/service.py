@@ -170,13 +170,14 @@ class Exchange:
         timeout: float,
         max_peers: int,
         order: Callable[[wire.Heard], bytes] = _digest_order,
+        max_bytes: int = wire.MAX_GROUPS_BLOB_BYTES,
     ) -> list[Collected]:
         """What the cell made in a stage: `heard`, the first `max_peers` by `order`, each one's blob decoded.
 
         Takes at most `timeout` seconds, at most half of them for the DHT. Who fails or is late is dropped
-        and counted. The result is in the same order.
+        and counted, as is who announces a blob of over `max_bytes`. The result is in the same order.
         """
-        collecting = self._peer.collect(round_number, stage, cell, timeout, max_peers, order)
+        collecting = self._peer.collect(round_number, stage, cell, timeout, max_peers, order, max_bytes)
         return self._call(collecting, timeout + CALL_TIMEOUT_SECONDS)
 
     def _call(self, work: Coroutine[Any, Any, T], timeout: float = CALL_TIMEOUT_SECONDS) -> T:

@@ -36,7 +36,7 @@ class Announcement(Struct, frozen=True, array_like=True, forbid_unknown_fields=T
     version: Literal[1] = 1
     swarm: Digest
     round: U48
-    stage: Annotated[int, Meta(ge=0, le=15)]  # manifest.STAGE_NUMBER
+    stage: Annotated[int, Meta(ge=0, le=2)]  # manifest.STAGE_NUMBER
     cell: U32
     expiration: U48  # Unix seconds, fixed by the round: see `expiration`
     groups: Annotated[int, Meta(ge=1, le=MAX_GROUPS)]

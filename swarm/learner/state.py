@@ -29,9 +29,15 @@ def state_digest(tensors: Mapping[str, torch.Tensor]) -> bytes:
 
 
 def write_state(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
-    """Write a safetensors file so that a crash leaves either the old file or the whole new one."""
+    """Write a safetensors file so that a crash leaves either the old file or the whole new one.
+
+    `ModelError` if it cannot be written. A crash may leave a file beside it whose name begins with a dot.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as error:
+        raise ModelError(f"cannot write state {path}: {error}") from error
     os.close(handle)
     try:
         contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -39,6 +45,8 @@ def write_state(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
         with open(temporary, "rb") as written:  # noqa: PTH123
             os.fsync(written.fileno())
         Path(temporary).replace(path)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"cannot write state {path}: {error}") from error
     finally:
         Path(temporary).unlink(missing_ok=True)
 

@@ -16,7 +16,6 @@ from swarm.ledger.blocks import BlockSearch
 from swarm.ledger.clock import LedgerClock
 from swarm.ledger.join import parse_join_line
 from swarm.ledger.records import (
-    Block,
     PeerRecord,
     Receipt,
     Report,
@@ -27,7 +26,7 @@ from swarm.ledger.records import (
 )
 from swarm.ledger.refusals import ContractRefusal, artifact
 from swarm.ledger.rpc import Rpc
-from swarm.manifest import MAX_MANIFEST_BYTES, Manifest, parse
+from swarm.manifest import MAX_MANIFEST_BYTES, Manifest, parse_canonical
 
 if TYPE_CHECKING:
     from eth_account.signers.local import LocalAccount
@@ -93,11 +92,6 @@ class LedgerClient:
         return f"{self.address}@{self._rpc.url}"
 
     @property
-    def account_address(self) -> str:
-        """The checksummed address that the client speaks for; `LedgerError` if it only reads."""
-        return str(self._writer().address)
-
-    @property
     def chain_id(self) -> int:
         """The EVM chain's id."""
         return self._rpc.chain_id
@@ -148,10 +142,10 @@ class LedgerClient:
         if len(canonical) > MAX_MANIFEST_BYTES or hashlib.sha256(canonical).digest() != self.swarm_id:
             raise LedgerError(f"{self._rpc.host} serves a manifest that is not the one of {self.address}")
         try:
-            manifest = parse(canonical, f"of {self.address}")
+            manifest = parse_canonical(canonical, f"of {self.address}")
         except UsageError as error:
             raise LedgerError(f"{error}; was it made by another version?") from error
-        if manifest.canonical != canonical or manifest.round_seconds != self.round_seconds:
+        if manifest.round_seconds != self.round_seconds:
             raise LedgerError(f"the manifest of {self.address} contradicts its contract; do not join it")
         return manifest
 
@@ -265,23 +259,6 @@ class LedgerClient:
             if len(page) < PAGE:
                 break
         return sorted(records, key=lambda record: (-record.total_reward_micros, record.peer))
-
-    def peer_record(self, peer: bytes) -> PeerRecord:
-        """One peer's sums; all zero if it is not registered."""
-        return peer_record_of(self._read("peerRecord", peer))
-
-    def has_reported(self, peer: bytes, round: int) -> bool:
-        """Whether the ledger holds the peer's report of the round, on time or late."""
-        return bool(self._read("hasReported", peer, round))
-
-    def balance(self) -> int:
-        """The account's balance in wei."""
-        with self._rpc.asking("a balance"):
-            return int(self._rpc.web3.eth.get_balance(self.account_address))
-
-    def latest_block(self) -> Block:
-        """The chain's latest header."""
-        return self._rpc.block(None)
 
     @cached_property
     def _contract(self) -> Any:

@@ -103,8 +103,9 @@ class Rpc:
         Others may use the account at the same time: a lost race for a nonce is run again. `LedgerError` if
         the contract refuses, `LedgerUnavailable` if no block takes it within two minutes.
         """
+        action = f"{action} by {account.address}"
         for _ in range(NONCE_ATTEMPTS):
-            with self.asking(f"{action} by {account.address}"):
+            with self.asking(action):
                 transaction = self._build(account, function)
                 signed = account.sign_transaction(transaction)
             if not self._submit(signed.raw_transaction, action):

@@ -62,6 +62,9 @@ class Policy:
                 transformers_logging.enable_progress_bar()
         declared = model.generation_config.eos_token_id
         ends = [] if declared is None else [declared] if isinstance(declared, int) else list(declared)
+        # transformers would fill what we leave open from the model's own (a repetition penalty, say), and
+        # completions would not be what their seeds give.
+        model.generation_config = GenerationConfig()
         return cls(model.eval(), Encoding(tokenizer, ends), name_or_path)
 
     def encode_prompt(self, text: str) -> list[int]:

@@ -104,9 +104,9 @@ def revise_reward(
 
 def shown_text(text: str) -> str:
     """A peer's text as it may stand in our prompt: one line, no tags or control characters, cut short."""
-    plain = _TAGS.sub(
-        "", "".join(char if char.isprintable() else " " for char in text[: 4 * MAX_SHOWN_CHARS])
-    )
+    plain = "".join(char if char.isprintable() else " " for char in text[: 4 * MAX_SHOWN_CHARS])
+    while (stripped := _TAGS.sub("", plain)) != plain:  # again, for a tag inside a tag
+        plain = stripped
     return " ".join(plain.split())[:MAX_SHOWN_CHARS]
 
 

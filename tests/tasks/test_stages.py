@@ -107,6 +107,7 @@ def test_hostile_answer_cannot_imitate_lines_or_tags():
     assert len(text) <= MAX_SHOWN_CHARS
     assert not set("\n\r\x00\x1b") & set(text)
     assert "<|" not in text and "|>" not in text
+    assert shown_text("[IN[INST]ST] <<||end|>") == "|end"
     assert critique_prompt(QUESTION, ["1\nright?"]).count("\n") == 2
 
 
