@@ -10,6 +10,7 @@ import logging
 import sqlite3
 import time
 from collections import Counter
+from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -63,7 +64,9 @@ class Node:
 
     def run(self, rounds: int | None = None) -> None:
         """Play `rounds` rounds, or until interrupted; finished reports are retried before each round."""
-        last = -1
+        last = (
+            self._records.last_begun()
+        )  # a round that was cut off is not begun again: it has spoken already
         while rounds is None or rounds > 0:
             number = self._next_round(last)
             self._set_status("waiting", number)
@@ -154,7 +157,8 @@ class Node:
 
         The first state is the manifest's base model, which needs no report.
         """
-        reported = [record for record in self._records.rounds() if record.tx]
+        reported = [record.state_after for record in self._records.rounds() if record.tx]
+        on_ledger = reported[-1] if reported else self._learner.state_digest().hex()
         for path in sorted(self._checkpoints.glob("*.safetensors"), reverse=True):
             try:
                 self._learner.load(path)
@@ -163,7 +167,7 @@ class Node:
                 continue
             log.info("resumed checkpoint=%s", path.name)
             break
-        return not reported or reported[-1].state_after == self._learner.state_digest().hex()
+        return self._learner.state_digest().hex() == on_ledger
 
     def _bootnodes(self) -> list[str]:
         try:
@@ -230,6 +234,7 @@ class Node:
     # One round
 
     def _play(self, number: int) -> None:
+        self._write("round", partial(self._records.begin, number))
         beacon = self._await_beacon(number)
         # Without the ledger, peers that last saw the same beacon go on together (DESIGN.md, section 4).
         self._beacon = beacon or derive(Purpose.LOCAL_BEACON, self.manifest.swarm_id, self._beacon, number)
@@ -280,7 +285,7 @@ class Node:
             state_after=commit.learned.state_after.hex(),
             dropped=dict(Counter(played.dropped) + self._newly_dropped()),
         )
-        self._save(record)
+        self._write("record", partial(self._records.save, record))
         record = self._report(record, may_rank=may_rank)
         self._state_on_ledger = record.tx is not None and not record.late
         log.info(
@@ -327,23 +332,19 @@ class Node:
         record = msgspec.structs.replace(
             record, tx=receipt.tx, late=receipt.late, ranked=may_rank and not receipt.late
         )
-        self._save(record)
+        self._write("record", partial(self._records.save, record))
         return record
 
-    def _save(self, record: RoundRecord) -> None:
-        """Write a record; on a full disk the round is still reported."""
+    def _write(self, what: str, write: Callable[[], None]) -> None:
+        """Write to the database; a full disk is logged, and the round goes on and is still reported."""
         try:
-            self._records.save(record)
+            write()
         except sqlite3.OperationalError as error:
-            log.error("record not written round=%d error=%r", record.round, str(error))
+            log.error("not written what=%s error=%r", what, str(error))
 
     def _set_status(self, state: str, number: int | None = None) -> None:
-        try:
-            self._records.set_status(
-                Status(peer_id=self.identity.peer_id, name=self.name, state=state, round=number)
-            )
-        except sqlite3.OperationalError as error:  # a full disk, most likely
-            log.error("status not written error=%r", str(error))
+        status = Status(peer_id=self.identity.peer_id, name=self.name, state=state, round=number)
+        self._write("status", partial(self._records.set_status, status))
 
 
 def _most_public(multiaddrs: list[str]) -> str:

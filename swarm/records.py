@@ -14,6 +14,7 @@ _SCHEMA = f"""
 BEGIN;
 CREATE TABLE IF NOT EXISTS rounds (round INTEGER PRIMARY KEY, record BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS status (one INTEGER PRIMARY KEY CHECK (one = 1), status BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS begun (round INTEGER PRIMARY KEY);
 PRAGMA user_version = {_SCHEMA_VERSION};
 COMMIT;
 """
@@ -79,6 +80,15 @@ class Records:
         """All rounds, oldest first."""
         rows = self._db.execute("SELECT record FROM rounds ORDER BY round").fetchall()
         return [msgspec.json.decode(row[0], type=RoundRecord) for row in rows]
+
+    def begin(self, number: int) -> None:
+        """Note, durably, that a round is about to be played."""
+        with self._db:
+            self._db.execute("INSERT OR IGNORE INTO begun VALUES (?)", (number,))
+
+    def last_begun(self) -> int:
+        """The last round that was begun, finished or not; -1 before the first."""
+        return self._db.execute("SELECT coalesce(max(round), -1) FROM begun").fetchone()[0]
 
     def unreported(self, since: int) -> list[RoundRecord]:
         """Rounds from `since` on that are not on the ledger as far as we know."""

@@ -35,6 +35,16 @@ def test_rounds_come_back_in_order_and_the_receipt_replaces_the_draft(tmp_path):
         assert records.unreported(since=4) == []
 
 
+def test_round_that_was_begun_is_remembered(tmp_path):
+    path = tmp_path / "state.sqlite"
+    with contextlib.closing(Records(path)) as records:
+        assert records.last_begun() == -1
+        records.begin(4)
+        records.begin(4)
+    with contextlib.closing(Records(path)) as records:
+        assert records.last_begun() == 4
+
+
 def test_reader_that_comes_before_the_writers_tables_is_told_so(tmp_path):
     path = tmp_path / "state.sqlite"
     sqlite3.connect(path).close()
