@@ -23,7 +23,7 @@ from identity import Identity, load_or_create_wallet, peer_name
 from swarm import effects, round
 from swarm.digest import Purpose, derive
 from swarm.draw import Draw
-from swarm.errors import LedgerError, ModelError, SwarmError
+from swarm.errors import ExchangeError, LedgerError, ModelError, SwarmError
 from swarm.exchange import wire
 from swarm.exchange.service import Exchange
 from swarm.learner.trainer import Learner
@@ -191,8 +191,11 @@ class Node:
         self._meet_peers()
 
     def _meet_peers(self) -> None:
-        if self._exchange.peer_count() == 0 and (bootnodes := self._bootnodes()):
-            self._exchange.connect(bootnodes)
+        try:
+            if self._exchange.peer_count() == 0 and (bootnodes := self._bootnodes()):
+                self._exchange.connect(bootnodes)
+        except ExchangeError as error:
+            log.warning("no peers met error=%r", str(error))
 
     # The clock
 

@@ -131,15 +131,21 @@ class Performer:
 
     def _gather(self, effect: Gather) -> list[Received]:
         self._wait_until(effect.at)
-        collected = self._exchange.collect(
-            self._rules.round,
-            effect.stage,
-            effect.cell,
-            timeout=GATHER_SHARE * self._rules.manifest.round_seconds,
-            max_peers=effect.limit,
-            order=lambda heard: effect.order(heard.announcement.root),
-            max_bytes=effect.max_bytes,
-        )
+        try:
+            collected = self._exchange.collect(
+                self._rules.round,
+                effect.stage,
+                effect.cell,
+                timeout=GATHER_SHARE * self._rules.manifest.round_seconds,
+                max_peers=effect.limit,
+                order=lambda heard: effect.order(heard.announcement.root),
+                max_bytes=effect.max_bytes,
+            )
+        except ExchangeError as error:
+            log.warning(
+                "nothing heard round=%d stage=%d error=%r", self._rules.round, effect.stage, str(error)
+            )
+            return []
         return [Received(item.heard.peer, item.heard.announcement.root, item.groups) for item in collected]
 
     def _learn(self, effect: Learn) -> Learned:

@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from eth_account import Account
 
@@ -125,6 +126,16 @@ def test_ledger_that_is_away_costs_the_rank_of_rounds_but_no_round_and_no_report
     assert late.late and not late.ranked
     assert sorted(reported_rounds(ledger)) == [record.round for record in records]
     assert processes[0].poll() is None
+
+
+def test_peer_whose_p2p_daemon_dies_goes_on_alone(peer, ledger, processes):
+    processes.append(peer.start("--rounds", "2"))
+    peer.wait_for(lambda records: any(record.tx for record in records))
+    (daemon,) = [p for p in psutil.Process(processes[0].pid).children(recursive=True) if p.name() == "p2pd"]
+    daemon.kill()
+    assert processes[0].wait(WAIT_SECONDS) == 0, peer.log.read_text()
+    assert len(reported_rounds(ledger)) == 2
+    assert "Traceback" not in peer.log.read_text()
 
 
 def test_second_node_on_one_home_says_so_and_leaves_the_first_alone(peer, processes):
