@@ -9,6 +9,8 @@ venv=.venv
 log=.venv/setup.log
 need_mb=6000 # of disk, for the packages and pip's work
 
+trap 'echo "run_swarm.sh: stopped; start again to go on" >&2; exit 130' INT TERM
+
 fail() { echo "run_swarm.sh: $1" >&2; exit 1; }
 
 find_python() {

@@ -63,8 +63,8 @@ def figures(report: dict[str, Any]) -> dict[str, Any]:
             "last": round(last, 3),
             "ratio": round(last / first, 2),
             "rounds_with_external": f"{sum(p['external_groups'] > 0 for p in played)}/{len(played)}",
-            "ledger_agrees": totals
-            == {"rounds": len(played), "total_reward": sum(p["reward_micros"] for p in played)},
+            "ledger_agrees": (totals["rounds"], totals["total_reward"])
+            == (len(played), sum(p["reward_micros"] for p in played)),
         }
     return peers
 

@@ -141,9 +141,12 @@ class Identity:
 
 def write_private_file(path: Path, data: bytes) -> None:
     """Write a new file that only its owner can read, whole or not at all; refuses to overwrite."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
-    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    except OSError as error:
+        raise IdentityError(f"cannot write {path}: {error.strerror}; choose another --home") from error
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)

@@ -8,6 +8,7 @@ import logging
 import signal
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 from identity import IdentityError
@@ -71,11 +72,16 @@ def _create(arguments: argparse.Namespace) -> int:
 
     from identity import load_or_create_wallet
     from swarm.ledger.client import deploy
+    from swarm.ledger.join import check_rpc_url
     from swarm.manifest import load
+    from swarm.tasks import load_task
 
+    check_rpc_url(arguments.rpc, "--rpc")
     manifest = load(arguments.manifest)
+    load_task(manifest.task)  # before it is paid for: its parameters may be wrong
     wallet = load_or_create_wallet(Settings(home=arguments.home).wallet_path)
     ledger = deploy(arguments.rpc, wallet, manifest, int(time.time()) + arguments.delay)
+    print(f"{manifest.name} begins in {arguments.delay} s; others join with this line:", file=sys.stderr)
     print(ledger.join_line)
     return 0
 
@@ -118,7 +124,10 @@ def _leaderboard(arguments: argparse.Namespace) -> int:
 def _identity_show(arguments: argparse.Namespace) -> int:
     from identity import Identity, peer_name
 
-    identity = Identity.load(Settings(home=arguments.home).identity_path)
+    path = Settings(home=arguments.home).identity_path
+    if not path.exists():
+        raise SwarmError(f"there is no {path} yet: `swarm join` makes one")
+    identity = Identity.load(path)
     shown = {"peer": identity.peer_id, "name": peer_name(identity.peer), "file": str(identity.path)}
     print(
         json.dumps(shown) if arguments.json else "\n".join(f"{key:6}{value}" for key, value in shown.items())
@@ -130,6 +139,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="swarm", description="Train language models together by reinforcement learning, trusting nobody."
     )
+    parser.add_argument("--version", action="version", version=f"swarm-rl {version('swarm-rl')}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     home = argparse.ArgumentParser(add_help=False)
     home.add_argument("--home", type=Path, default=swarm_home(), help="where keys and data are (%(default)s)")
@@ -201,7 +211,7 @@ def _demo_description() -> str:
 def _count(text: str) -> int:
     value = _seed(text)
     if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a number of at least 1")
+        raise argparse.ArgumentTypeError(f"must be at least 1, not {text}")
     return value
 
 

@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -27,13 +28,14 @@ from swarm.board import report
 from swarm.board.leaderboard import leaderboard_table
 from swarm.board.live import PeerView, live_table, round_line
 from swarm.board.plot import plot_rewards
-from swarm.errors import SwarmError
+from swarm.errors import SwarmError, UsageError
 from swarm.guard import Guard
 from swarm.ledger.client import LedgerClient, deploy
 from swarm.ledger.devnet import Devnet
 from swarm.manifest import Manifest, load
 from swarm.records import Records
 from swarm.settings import Settings
+from swarm.tasks import load_task
 
 DEMO_MANIFEST = Path(__file__).parent.parent / "configs" / "demo.yaml"
 # From the start of the peers to the first round: what four peers take to load on two cores, and more.
@@ -75,10 +77,10 @@ def run_demo(options: Options, console: Console) -> int:
     """Run a demo to its end; returns the exit code. Leaving it in any way stops all it started."""
     started = time.monotonic()
     manifest = msgspec.structs.replace(load(options.manifest), seed=options.seed)
-    folder = options.home / "demo" / time.strftime(f"%Y%m%d-%H%M%S-seed{options.seed}")
+    load_task(manifest.task)  # before anything is started: its parameters may be wrong
+    folder = _make_folder(options)
     report_path = options.report or folder / "report.json"
     _check_writable(report_path)
-    folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         guard = stack.enter_context(Guard())
         console.print(
@@ -100,7 +102,8 @@ def run_demo(options: Options, console: Console) -> int:
             guard.watch(peer.process.pid)  # type: ignore[union-attr]
         _watch(peers, ledger, manifest, options, console)
         _stop(peers)
-        lost = [peer for peer in peers if peer.process is None or peer.process.returncode != 0]
+        if not any(peer.view.records for peer in peers):
+            raise SwarmError(f"no peer finished a round; one of them says: {_last_words(peers[0])}")
         result = report.build(
             [(peer.identity, peer.view.records) for peer in peers],
             ledger,
@@ -117,21 +120,45 @@ def run_demo(options: Options, console: Console) -> int:
     console.print(
         f"plot    {plot_path}\nreport  {report_path}", soft_wrap=True, highlight=False, markup=False
     )
-    for peer in lost:
-        name = peer_name(peer.identity.peer)
-        where = peer.settings.home / "node.log"
-        console.print(f"lost    {name}: see {where}", style="yellow", soft_wrap=True, markup=False)
-    if not any(peer.view.records for peer in peers):
-        raise SwarmError(f"no peer finished a round: see the logs in {folder}")
+    for peer in peers:
+        code = peer.process.returncode if peer.process else None
+        if code:
+            how = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
+            line = f"lost    {peer.view.name} ({how}): see {_log_path(peer)}"
+            console.print(line, style="yellow", soft_wrap=True, markup=False)
     return 0
+
+
+def _log_path(peer: DemoPeer) -> Path:
+    return peer.settings.home / "node.log"
+
+
+def _last_words(peer: DemoPeer) -> str:
+    lines = _log_path(peer).read_text(errors="replace").split("\n")
+    return next((line for line in reversed(lines) if line.strip()), f"nothing; see {_log_path(peer)}")
+
+
+def _make_folder(options: Options) -> Path:
+    parent = options.home / "demo"
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        prefix = time.strftime(f"%Y%m%d-%H%M%S-seed{options.seed}-")
+        return Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+    except OSError as error:
+        raise SwarmError(f"cannot make {parent}: {error.strerror}; choose another --home") from error
 
 
 def _check_writable(path: Path) -> None:
     """Fail before the work, not after it."""
+    if path.suffix == ".png":
+        raise UsageError(f"the report {path} is JSON, and its plot takes the ending .png: name another file")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        existed = path.exists()
         with path.open("ab"):
             pass
+        if not existed:
+            path.unlink()
     except OSError as error:
         raise SwarmError(f"cannot write the report {path}: {error.strerror}") from error
 
@@ -148,7 +175,7 @@ def _start(peer: DemoPeer, ledger: LedgerClient, options: Options) -> None:
     threads = max(1, (os.cpu_count() or 1) // options.peers)
     command = [sys.executable, "-m", "swarm", "join", ledger.join_line]
     command += ["--home", str(peer.settings.home), "--rounds", str(options.rounds), "--threads", str(threads)]
-    with (peer.settings.home / "node.log").open("wb") as log:
+    with _log_path(peer).open("wb") as log:
         # A session of its own: its p2p daemon can be ended with it, and Ctrl-C reaches only the demo.
         peer.process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
@@ -168,7 +195,7 @@ def _watch(
                 _read(peer, ledger)
             views = [peer.view for peer in peers]
             if display:
-                display.update(live_table(views, ledger, manifest), refresh=True)
+                display.update(live_table(views, ledger, manifest, console.width), refresh=True)
             else:
                 done = _finished_rounds(peers)
                 for number in done[printed:]:

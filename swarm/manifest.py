@@ -15,6 +15,7 @@ from msgspec import Meta, Struct
 from swarm.errors import UsageError
 
 MAX_MANIFEST_BYTES = 16 * 1024
+EMBEDDED_MODEL = "tiny"  # shipped with the project
 
 StageName = Literal["answer", "critique", "revise"]
 #: The stage's number on the wire and in seeds.
@@ -100,7 +101,6 @@ def parse(data: bytes, source: str) -> Manifest:
         raise UsageError(f"manifest {source} is not YAML: {' '.join(str(error).split())}") from error
     except (ValueError, RecursionError) as error:  # msgspec.ValidationError is a ValueError
         raise UsageError(f"manifest {source}: {error}") from error
-    _check_stages(manifest, source)
     return parse_canonical(manifest.canonical, source)  # what others will read is what was meant
 
 
@@ -112,6 +112,11 @@ def parse_canonical(data: bytes, source: str) -> Manifest:
     except (ValueError, RecursionError) as error:
         raise UsageError(f"manifest {source}: {error}") from error
     _check_stages(manifest, source)
+    if manifest.model != EMBEDDED_MODEL and "/" not in manifest.model:
+        raise UsageError(
+            f"manifest {source}: model {manifest.model!r} is neither {EMBEDDED_MODEL!r} nor a hub's "
+            "OWNER/NAME nor a folder's path"
+        )
     if manifest.canonical != data:
         raise UsageError(f"manifest {source} is not in canonical form")
     return manifest

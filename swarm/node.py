@@ -81,7 +81,12 @@ class Node:
     # Opening
 
     def _open(self, settings: Settings, join_line: str) -> None:
-        settings.home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        try:
+            settings.home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        except OSError as error:
+            raise SwarmError(
+                f"cannot make {settings.home}: {error.strerror}; choose another --home"
+            ) from error
         self._lock(settings.home / "lock")
         self.identity = Identity.load_or_create(settings.identity_path)
         self.name = peer_name(self.identity.peer)
@@ -98,6 +103,7 @@ class Node:
         if self._ledger.register(self.identity):
             log.info("registered peer=%s account=%s", self.identity.peer_id, wallet.address)
 
+        log.info("loading swarm=%r model=%s", self.manifest.name, self.manifest.model)
         self._policy = Policy.load(self.manifest.model, threads=settings.threads)
         self._learner = Learner(
             self._policy,
@@ -112,7 +118,7 @@ class Node:
         self._checkpoints.mkdir(exist_ok=True)
         for unfinished in self._checkpoints.glob(".*"):
             unfinished.unlink()
-        self._state_on_ledger = self._resume()
+        self._resume()
         self._beacon = self.manifest.swarm_id  # of the last round; before the first, anything all peers share
         self._active = 0
         self._pace = Pace()
@@ -133,6 +139,8 @@ class Node:
         self._announce_bootnode()
         self._set_status("waiting")
         address = self._exchange.multiaddrs[0]
+        begins = max(0.0, self._starts_at(self._next_round(-1)) - self._ledger.now())
+        log.info("waiting seconds=%.0f until the next round", begins)
         log.info("ready peer=%s name=%r address=%s", self.identity.peer_id, self.name, address)
 
     def _lock(self, path: Path) -> None:
@@ -152,13 +160,8 @@ class Node:
                 "clock_off seconds=%.0f: set this machine's clock to the ledger's, by NTP for example", off
             )
 
-    def _resume(self) -> bool:
-        """Load the newest checkpoint that can be read; says whether its state is on the ledger.
-
-        The first state is the manifest's base model, which needs no report.
-        """
-        reported = [record.state_after for record in self._records.rounds() if record.tx]
-        on_ledger = reported[-1] if reported else self._learner.state_digest().hex()
+    def _resume(self) -> None:
+        """Load the newest checkpoint that can be read; without one, begin with the manifest's base model."""
         for path in sorted(self._checkpoints.glob("*.safetensors"), reverse=True):
             try:
                 self._learner.load(path)
@@ -166,8 +169,7 @@ class Node:
                 log.warning("checkpoint unreadable file=%s error=%r", path, str(error))
                 continue
             log.info("resumed checkpoint=%s", path.name)
-            break
-        return self._learner.state_digest().hex() == on_ledger
+            return
 
     def _bootnodes(self) -> list[str]:
         try:
@@ -259,7 +261,7 @@ class Node:
             wait_until=self._wait_until,
             now=self._ledger.now,
             checkpoint=self._checkpoint,
-            commit=partial(self._commit, may_rank=self._state_on_ledger and beacon is not None),
+            commit=self._commit,
             show=lambda stage: self._set_status(stage, number),
         )
         effects.run(round.play(rules), performer.perform)
@@ -274,7 +276,7 @@ class Node:
         for old in sorted(self._checkpoints.glob("*.safetensors"))[:-CHECKPOINTS_KEPT]:
             old.unlink(missing_ok=True)
 
-    def _commit(self, commit: effects.Commit, *, may_rank: bool) -> None:
+    def _commit(self, commit: effects.Commit) -> None:
         """Write the round down, then report it."""
         played = commit.played
         record = RoundRecord(
@@ -289,16 +291,15 @@ class Node:
             dropped=dict(Counter(played.dropped) + self._newly_dropped()),
         )
         self._write("record", partial(self._records.save, record))
-        record = self._report(record, may_rank=may_rank)
-        self._state_on_ledger = record.tx is not None and not record.late
+        record = self._report(record)
         log.info(
-            "played round=%d %s groups=%d external=%d reward_micros=%d ranked=%s tx=%s dropped=%s",
+            "played round=%d %s groups=%d external=%d reward_micros=%d late=%s tx=%s dropped=%s",
             record.round,
             " ".join(f"{stage}={mean:.3f}" for stage, mean in record.rewards.items()),
             record.groups,
             record.external_groups,
             record.reward_micros,
-            record.ranked,
+            record.late,
             record.tx,
             record.dropped or "none",
         )
@@ -312,10 +313,10 @@ class Node:
     def _resend_reports(self, number: int) -> None:
         """Put rounds on the ledger whose report did not get through, while it answers and accepts them."""
         for record in self._records.unreported(since=number - self._acceptance_window):
-            if self._report(record, may_rank=False).tx is None:
+            if self._report(record).tx is None:
                 return  # the rest can wait for the next round; this one must not
 
-    def _report(self, record: RoundRecord, *, may_rank: bool) -> RoundRecord:
+    def _report(self, record: RoundRecord) -> RoundRecord:
         """Report a round whose record is saved; a failure is logged and retried before the next round."""
         try:
             receipt = self._ledger.report(
@@ -332,9 +333,7 @@ class Node:
         except LedgerError as error:
             log.warning("report not sent round=%d error=%r", record.round, str(error))
             return record
-        record = msgspec.structs.replace(
-            record, tx=receipt.tx, late=receipt.late, ranked=may_rank and not receipt.late
-        )
+        record = msgspec.structs.replace(record, tx=receipt.tx, late=receipt.late)
         self._write("record", partial(self._records.save, record))
         return record
 

@@ -34,9 +34,6 @@ class RoundRecord(Struct, frozen=True, kw_only=True):
     dropped: dict[str, int] = {}  # what others sent and we refused, by reason
     tx: str | None = None  # None until the report is on the ledger
     late: bool = False  # reported after the round's end: keeps the chain, is not ranked
-    ranked: bool = (
-        False  # reported in time, and sampled with a state that was on the ledger before the beacon
-    )
 
 
 class Status(Struct, frozen=True, kw_only=True):

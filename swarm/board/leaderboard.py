@@ -18,7 +18,7 @@ def leaderboard_table(records: Sequence[PeerRecord], title: str) -> Table:
     for heading, justify in (("", "right"), ("peer", "left"), ("id", "left"), ("rounds", "right")):
         table.add_column(heading, justify="right" if justify == "right" else "left", no_wrap=True)
     table.add_column("ranked", justify="right")
-    table.add_column("reward", justify="right")
+    table.add_column("ranked reward", justify="right")
     for rank, record in enumerate(records, 1):
         table.add_row(
             str(rank),
@@ -41,7 +41,8 @@ def leaderboard_rows(records: Sequence[PeerRecord]) -> list[dict[str, object]]:
             "account": record.account,
             "rounds": record.rounds,
             "ranked_rounds": record.ranked_rounds,
-            "total_reward": record.total_reward_micros,
+            "ranked_reward": record.total_reward_micros,
+            "total_reward": record.all_reward_micros,
         }
         for rank, record in enumerate(records, 1)
     ]

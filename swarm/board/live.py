@@ -13,6 +13,8 @@ from swarm.manifest import Manifest
 from swarm.records import RoundRecord, Status
 
 BARS = "▁▂▃▄▅▆▇█"
+SPARKS = 16  # rounds in the sparkline
+WIDE_COLUMNS = 110
 
 
 @dataclass
@@ -25,8 +27,12 @@ class PeerView:
     records: list[RoundRecord] = field(default_factory=list)
 
 
-def live_table(peers: Sequence[PeerView], ledger: LedgerClient, manifest: Manifest) -> Table:
-    """A row per peer: what it does now, its last rewards, and the course of its answers."""
+def live_table(peers: Sequence[PeerView], ledger: LedgerClient, manifest: Manifest, width: int) -> Table:
+    """A row per peer: what it does now, its last rewards, and the course of its answers.
+
+    On a terminal of few columns (`width`) only the answer stage's rewards are shown.
+    """
+    shown = manifest.stages if width >= WIDE_COLUMNS else manifest.stages[:1]
     elapsed = ledger.now() - ledger.genesis
     if elapsed < 0:
         title = f"{manifest.name}: the first round begins in {-elapsed:.0f} s"
@@ -36,23 +42,21 @@ def live_table(peers: Sequence[PeerView], ledger: LedgerClient, manifest: Manife
     table = Table(title=escape(title), title_justify="left")
     table.add_column("peer", no_wrap=True)
     table.add_column("now", min_width=8)
-    table.add_column("round", justify="right")
-    for stage in manifest.stages:
-        table.add_column(stage.name, justify="right")
-    table.add_column("external", justify="right")
-    table.add_column("reported", justify="right")
-    table.add_column("answer rewards")
+    for stage in shown:
+        table.add_column(stage.name, justify="right", no_wrap=True)
+    table.add_column("external", justify="right", no_wrap=True)
+    table.add_column("on ledger", justify="right", no_wrap=True)
+    table.add_column("answers", no_wrap=True)
     for peer in peers:
         state = peer.status.state if peer.status else "starting"
         last = peer.records[-1] if peer.records else None
         table.add_row(
             peer.name,
             state if peer.running or state == "done" else "[red]gone[/red]",
-            str(last.round) if last else "",
-            *[_reward(last, stage.name) for stage in manifest.stages],
+            *[_reward(last, stage.name) for stage in shown],
             str(last.external_groups) if last else "",
-            f"{sum(1 for record in peer.records if record.tx)}/{len(peer.records)}",
-            sparkline([record.rewards.get("answer", 0.0) for record in peer.records]),
+            str(sum(1 for record in peer.records if record.tx)),
+            sparkline([record.rewards.get("answer", 0.0) for record in peer.records][-SPARKS:]),
         )
     return table
 

@@ -9,6 +9,9 @@ from matplotlib.ticker import MaxNLocator
 
 from swarm.board.report import Report
 
+# Fixed, so that panels and runs compare: a right answer earns 1, a revision up to 1 more for agreement.
+MAX_REWARD = {"answer": 1, "critique": 1, "revise": 2}
+
 
 def plot_rewards(report: Report, path: Path) -> None:
     """Save a PNG with one panel per stage and one line per peer."""
@@ -26,7 +29,7 @@ def plot_rewards(report: Report, path: Path) -> None:
                     markersize=3,
                     label=played[0].peers[peer_id].name,
                 )
-        axes.set(title=f"{stage} stage", xlabel="round", ylim=(0, None))
+        axes.set(title=f"{stage} stage", xlabel="round", ylim=(0, MAX_REWARD[stage]))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
         if position == 0:

@@ -21,6 +21,7 @@ class PeerRound(Struct, frozen=True, kw_only=True):
     external_groups: int
     commitment: str
     tx: str | None  # None if the report did not reach the ledger
+    late: bool  # on the ledger after the round's end: not ranked
     dropped: dict[str, int]
 
 
@@ -32,10 +33,12 @@ class Round(Struct, frozen=True):
 
 
 class LedgerPeer(Struct, frozen=True):
-    """A peer's totals on the ledger; the reward in micro-units."""
+    """A peer's sums on the ledger, of all its reports and of the ranked (timely) ones; in micro-units."""
 
     rounds: int
     total_reward: int
+    ranked_rounds: int
+    ranked_reward: int
 
 
 class Ledger(Struct, frozen=True):
@@ -76,10 +79,13 @@ def build(
                 external_groups=record.external_groups,
                 commitment=record.commitment,
                 tx=record.tx or on_ledger.get((identity.peer, record.round)),
+                late=record.late,
                 dropped=record.dropped,
             )
     totals = {
-        peer_id_text(record.peer): LedgerPeer(record.rounds, record.all_reward_micros)
+        peer_id_text(record.peer): LedgerPeer(
+            record.rounds, record.all_reward_micros, record.ranked_rounds, record.total_reward_micros
+        )
         for record in ledger.leaderboard()
     }
     return Report(

@@ -21,11 +21,16 @@ def parse_join_line(join_line: str) -> tuple[str, str]:
     checksummed = str(to_checksum_address(address))
     if is_checksum_formatted_address(address) and address != checksummed:
         raise UsageError(f"the swarm's address {address} has a typing error: its checksum is wrong")
+    check_rpc_url(url, f"what follows @ in {shown!r}")
+    return checksummed, url
+
+
+def check_rpc_url(url: str, what: str) -> None:
+    """`UsageError` unless the URL could be an RPC endpoint's; `what` names it there."""
     try:
         parts = urlsplit(url)
         usable = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
     except ValueError:
         usable = False
     if not usable or re.search(r"\s", url):
-        raise UsageError(f"{shown!r} is not a swarm: after @ comes the RPC URL, http://… or https://…")
-    return checksummed, url
+        raise UsageError(f"{what} is not an RPC URL: expected http://… or https://…")

@@ -13,10 +13,10 @@ from transformers.generation import LogitsProcessorList
 from transformers.utils import logging as transformers_logging
 
 from swarm.errors import ModelError
+from swarm.manifest import EMBEDDED_MODEL
 from swarm.policy.encoding import Encoding
 from swarm.policy.sampling import SeededSampling
 
-TINY = "tiny"
 TINY_FOLDER = Path(__file__).parent / "tiny"
 
 # A chunk is what cannot be interrupted by a deadline. It begins small and doubles while it takes under half a
@@ -45,7 +45,7 @@ class Policy:
         """
         if threads is not None:
             torch.set_num_threads(threads)
-        source = str(TINY_FOLDER) if name_or_path == TINY else name_or_path
+        source = str(TINY_FOLDER) if name_or_path == EMBEDDED_MODEL else name_or_path
         options = {"trust_remote_code": False, "local_files_only": Path(source).is_dir()}
         bars = transformers_logging.is_progress_bar_enabled()
         transformers_logging.disable_progress_bar()
@@ -64,8 +64,11 @@ class Policy:
         ends = [] if declared is None else [declared] if isinstance(declared, int) else list(declared)
         # transformers would fill what we leave open from the model's own (a repetition penalty, say), and
         # completions would not be what their seeds give.
-        model.generation_config = GenerationConfig()
-        return cls(model.eval(), Encoding(tokenizer, ends), name_or_path)
+        encoding = Encoding(tokenizer, ends)
+        model.generation_config = GenerationConfig(
+            bos_token_id=tokenizer.bos_token_id, eos_token_id=sorted(encoding.ends), pad_token_id=encoding.pad
+        )
+        return cls(model.eval(), encoding, name_or_path)
 
     def encode_prompt(self, text: str) -> list[int]:
         """One user message through the chat template, with the generation prompt."""
