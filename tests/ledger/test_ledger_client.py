@@ -77,7 +77,7 @@ def test_a_malformed_join_line_is_a_usage_error(ledger):
         f"{address}@ftp://x",
         f"{address}@http://[",
     ):
-        with pytest.raises(UsageError, match="is not a swarm"):
+        with pytest.raises(UsageError, match="is not an RPC URL"):
             connect(line)
     with pytest.raises(UsageError, match="checksum"):
         connect(f"{flipped}@{url}")
