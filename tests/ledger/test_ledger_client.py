@@ -69,7 +69,7 @@ def test_a_malformed_join_line_is_a_usage_error(ledger):
     address, url = ledger.join_line.split("@")
     flipped = address[:2] + address[2:].swapcase()
     for line in ("", "demo", address, f"{address}@", f"{address[:-1]}@{url}", f"{address}@localhost:8545"):
-        with pytest.raises(UsageError, match="is not a swarm|is not an RPC URL"):
+        with pytest.raises(UsageError, match=r"is not a swarm|is not an RPC URL"):
             connect(line)
     for line in (
         f"{address}@http://a b",
