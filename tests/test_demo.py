@@ -17,6 +17,11 @@ from swarm.demo import DEMO_MANIFEST
 MARK = "SWARM_DEMO_UNDER_TEST"  # in the environment of everything that a demo starts
 
 
+def _listen_to_interrupts() -> None:
+    """A shell that runs the tests in the background makes its children deaf to Ctrl-C; a person's is not."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Demo:
     """A running `swarm demo` and all processes that came from it."""
 
@@ -41,6 +46,7 @@ class Demo:
                 env={**os.environ, MARK: self.mark},
                 stdout=log,
                 stderr=subprocess.STDOUT,
+                preexec_fn=_listen_to_interrupts,
             )
 
     def left(self) -> list[psutil.Process]:
