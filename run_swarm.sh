@@ -4,7 +4,9 @@
 #   ./run_swarm.sh COMMAND ...    any other command of `swarm`; see ./run_swarm.sh --help
 #   ./run_swarm.sh test [ARGS]    the test suite, with ARGS for pytest
 set -euo pipefail
+caller=$PWD # where the paths that the user names begin
 cd "$(dirname "${BASH_SOURCE[0]}")"
+root=$PWD
 venv=.venv
 log=.venv/setup.log
 need_mb=6000 # of disk, for the packages and pip's work
@@ -73,6 +75,6 @@ case "${1:-}" in
     "$venv/bin/ruff" check . && "$venv/bin/ruff" format --check . && "$venv/bin/mypy" || fail "lint or types failed: see above"
     exec "$venv/bin/python" -m pytest "$@"
     ;;
-  "") set_up ""; exec "$venv/bin/swarm" demo ;;
-  *) set_up ""; exec "$venv/bin/swarm" "$@" ;;
+  "") set_up ""; cd "$caller"; exec "$root/$venv/bin/swarm" demo ;;
+  *) set_up ""; cd "$caller"; exec "$root/$venv/bin/swarm" "$@" ;;
 esac

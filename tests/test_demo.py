@@ -128,8 +128,7 @@ def test_three_peers_play_two_rounds_and_the_ledger_agrees(demo):
         assert set(r["reward"]) == {"answer", "critique", "revise"}
         assert r["tx"].startswith("0x") and len(r["commitment"]) == 64
         assert r["groups"] > 0
-        refused = [reason for reason in r["dropped"] if "in time" not in reason]  # a loaded machine is late
-        assert not refused, "honest peers refuse nothing of one another"
+        assert not r["dropped"], "honest peers refuse nothing of one another"
     assert any(r["external_groups"] > 0 for _, r in played)
     assert running.report_path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     assert "Leaderboard" in running.log.read_text()

@@ -90,6 +90,13 @@ def test_first_start_sets_up_and_hands_over_and_the_second_goes_straight_there(c
     assert calls(clone) == ["demo"]
 
 
+def test_paths_are_relative_to_where_the_user_stands(clone):
+    swarm = clone.parent / "tools" / "python3"
+    swarm.write_text(swarm.read_text() + 'pwd >>"$CALLS"\n')
+    assert run(clone, "demo", "--report", "r.json").returncode == 0
+    assert calls(clone)[-2:] == ["demo --report r.json", str(clone.parent)]
+
+
 def test_changed_dependencies_are_installed(clone):
     run(clone)
     calls(clone)

@@ -15,8 +15,10 @@ MICROS = 1_000_000
 def leaderboard_table(records: Sequence[PeerRecord], title: str) -> Table:
     """Peers by the total reward of their ranked rounds."""
     table = Table(title=title, title_justify="left")
-    for heading, justify in (("", "right"), ("peer", "left"), ("id", "left"), ("rounds", "right")):
-        table.add_column(heading, justify="right" if justify == "right" else "left", no_wrap=True)
+    table.add_column(justify="right")
+    table.add_column("peer", no_wrap=True)
+    table.add_column("id", no_wrap=True)
+    table.add_column("rounds", justify="right")
     table.add_column("ranked", justify="right")
     table.add_column("ranked reward", justify="right")
     for rank, record in enumerate(records, 1):
