@@ -8,16 +8,16 @@ public key's protobuf; on the ledger and in digests it is the 32 bytes inside th
 from __future__ import annotations
 
 import hashlib
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import base58
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 
 from identity.errors import IdentityError
+from identity.files import read_private_file, write_private_file
 
 KEY_BITS = 2048
 EXPONENT = 65537
@@ -35,6 +35,10 @@ _DER_SUFFIX = bytes.fromhex("0203010001")
 PUBLIC_KEY_PREFIX = _PROTOBUF_PREFIX + _DER_PREFIX
 PUBLIC_KEY_SUFFIX = _DER_SUFFIX
 
+# The start of a `swarm.pem`: field 1, the key's type, is 0 for RSA; field 2 is its DER (about 1,200 bytes).
+_PRIVATE_PREFIX = bytes.fromhex("080012")
+MAX_FILE_BYTES = 16_384
+
 
 def peer_id_text(peer: bytes) -> str:
     """The base58 peer id (`Qm…`) of a 32-byte peer digest."""
@@ -44,7 +48,7 @@ def peer_id_text(peer: bytes) -> str:
 def peer_digest(peer_id: str) -> bytes:
     """The 32 bytes inside a base58 peer id; `IdentityError` if it is not the id of an RSA peer."""
     try:
-        multihash = base58.b58decode(peer_id)
+        multihash = base58.b58decode(peer_id) if len(peer_id) <= 64 else b""  # its time grows as the square
     except ValueError:
         multihash = b""
     if len(multihash) != 34 or not multihash.startswith(MULTIHASH_PREFIX):
@@ -101,29 +105,40 @@ class Identity:
         self.peer_id = self.public_key.peer_id
 
     @classmethod
-    def create(cls, path: Path) -> Identity:
-        """Make a new key at `path` (mode 0600). Never overwrites: `IdentityError` if the file exists."""
-        key = rsa.generate_private_key(public_exponent=EXPONENT, key_size=KEY_BITS)
-        der = key.private_bytes(
+    def generate(cls, path: Path) -> Identity:
+        """A new key in memory only, for `path`; `save` writes it."""
+        return cls(rsa.generate_private_key(public_exponent=EXPONENT, key_size=KEY_BITS), path)
+
+    def save(self) -> None:
+        """Write the key to its path (mode 0600). Never overwrites: `IdentityError` if the file exists."""
+        der = self._key.private_bytes(
             serialization.Encoding.DER,
             serialization.PrivateFormat.TraditionalOpenSSL,
             serialization.NoEncryption(),
         )
-        from hivemind.proto import crypto_pb2  # here, because importing hivemind takes seconds
+        write_private_file(self.path, _PRIVATE_PREFIX + _varint(len(der)) + der)
 
-        write_private_file(path, crypto_pb2.PrivateKey(key_type=crypto_pb2.RSA, data=der).SerializeToString())
-        return cls(key, path)
+    @classmethod
+    def create(cls, path: Path) -> Identity:
+        """Make a new key at `path` (mode 0600). Never overwrites: `IdentityError` if the file exists.
+
+        A node's own key is made by `create_identity`, together with its journal.
+        """
+        identity = cls.generate(path)
+        identity.save()
+        return identity
 
     @classmethod
     def load(cls, path: Path) -> Identity:
         """Read a key; `IdentityError` if it is missing, open to others, or not an RSA libp2p key."""
-        from hivemind.proto import crypto_pb2
+        return cls.parse(read_private_file(path, MAX_FILE_BYTES), path)
 
-        data = read_private_file(path)
+    @classmethod
+    def parse(cls, data: bytes, path: Path) -> Identity:
+        """The key that a file's bytes hold; `path` is where it is, or will be."""
         try:
-            message = crypto_pb2.PrivateKey.FromString(data)
-            key = serialization.load_der_private_key(message.data, password=None)
-        except Exception as error:  # protobuf and cryptography raise many kinds; this is their one boundary
+            key = serialization.load_der_private_key(_private_der(data), password=None)
+        except (ValueError, TypeError, UnsupportedAlgorithm) as error:
             raise IdentityError(f"{path} is not a swarm.pem (a libp2p RSA private key): {error}") from error
         if not isinstance(key, rsa.RSAPrivateKey):
             raise IdentityError(f"{path} holds a key that is not RSA; RL Swarm and hivemind make RSA keys")
@@ -139,32 +154,18 @@ class Identity:
         return self._key.sign(message, padding.PKCS1v15(), hashes.SHA256())
 
 
-def write_private_file(path: Path, data: bytes) -> None:
-    """Write a new file that only its owner can read, whole or not at all; refuses to overwrite."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    except OSError as error:
-        raise IdentityError(f"cannot write {path}: {error.strerror}; choose another --home") from error
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.link(partial, path)  # unlike rename, link fails if the name is taken
-    except FileExistsError:
-        raise IdentityError(f"{path} exists and is never overwritten: move it away first") from None
-    finally:
-        partial.unlink(missing_ok=True)
+def _private_der(data: bytes) -> bytes:
+    """The key's DER inside libp2p's `PrivateKey` protobuf; `ValueError` if that is not what `data` is.
+
+    Protobuf has one canonical form for these two fields, and every libp2p writes it. Read by hand,
+    since importing hivemind's own reader takes two seconds.
+    """
+    der = data[len(_PRIVATE_PREFIX) + len(_varint(len(data))) :]
+    if data != _PRIVATE_PREFIX + _varint(len(der)) + der:
+        raise ValueError("not a protobuf of type RSA")
+    return der
 
 
-def read_private_file(path: Path) -> bytes:
-    """Read a file that only its owner may read; `IdentityError` if it is missing or open to others."""
-    try:
-        mode = path.stat().st_mode
-        if mode & 0o077:
-            raise IdentityError(f"{path} can be read by others (mode {mode & 0o777:o}): run chmod 600 {path}")
-        return path.read_bytes()
-    except OSError as error:
-        raise IdentityError(f"cannot read {path}: {error.strerror}") from error
+def _varint(number: int) -> bytes:
+    groups = [number >> shift & 0x7F for shift in range(0, max(number.bit_length(), 1), 7)]
+    return bytes([*(group | 0x80 for group in groups[:-1]), groups[-1]])
