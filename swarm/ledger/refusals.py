@@ -16,15 +16,28 @@ _WORDS = {
     "BadRoundSeconds": "a round must be longer than 0 seconds",
     "BadGenesis": "genesis {genesis} is more than a year from the chain's time {timestamp} (Unix seconds)",
     "ManifestTooLarge": "the manifest has {size} bytes, at most {max} fit",
+    "BadAcceptanceWindow": "the acceptance window is {acceptanceWindow} rounds, it must be 1 to {max}",
+    "BadCaps": "the caps {maxGroups} groups and {maxRewardMicros} reward micros must be above 0, and the "
+    "reward below 2^38",
+    "BadStages": "the stages' ends {stageEnds} must be at most 8 growing millionths, between 0 and 1000000",
     "BeforeGenesis": "the swarm begins at {genesis}, the chain's time is {timestamp} (Unix seconds)",
     "BadModulus": "the key is not RSA-2048",
-    "BadProof": "the signature does not prove that {account} holds the key of {peer}",
+    "BadProof": "the signature does not prove that the key of {peer} agrees to account {account}",
+    "BadConsent": "the signature does not prove that account {account} agrees to speak for {peer}",
+    "BadRotation": "the signatures do not prove that the keys of {oldPeer} and {newPeer} agree",
     "AlreadyRegistered": "{peer} is registered to account {account}",
+    "PeerTaken": "{peer} was registered before; rotate to a new key",
+    "Retired": "{peer} is retired; {successor} took over from it",
     "NotRegistered": "{peer} is not registered; register it first",
     "NotPeersAccount": "{peer} belongs to account {account}",
+    "BadReportSignature": "the signature over the reports is not by {account}, the account of {peer}",
+    "BadBatch": "{size} reports in one transaction, it must be 1 to {max}",
     "FutureRound": "round {round} has not begun, the clock is in round {currentRound}",
     "TooLate": "round {round} is over for too long, the clock is in round {currentRound}",
     "AlreadyReported": "already reported round {round}",
+    "TooManyGroups": "{groups} groups reported, at most {max} count",
+    "RewardTooHigh": "a reward of {rewardMicros} micro-units reported, at most {max} count",
+    "VerdictsTooLarge": "the verdicts have {size} bytes, at most {max} fit",
     "BadMultiaddr": "the multiaddr must be 1 to 256 printable ASCII characters beginning with /",
 }
 
@@ -39,9 +52,12 @@ class ContractRefusal(LedgerError):
 
 
 @cache
-def artifact() -> dict[str, Any]:
-    """The compiled contract that is checked in: `abi`, `bytecode`, and what they were made from."""
-    file = resources.files("swarm.ledger") / "artifacts" / "SwarmCoordinator.json"
+def artifact(name: str) -> dict[str, Any]:
+    """A compiled contract that is checked in: `abi`, `bytecode`, and what they were made from.
+
+    `name` is `"SwarmCoordinator"` or `"RLSwarmView"`.
+    """
+    file = resources.files("swarm.ledger") / "artifacts" / f"{name}.json"
     contents: dict[str, Any] = json.loads(file.read_text())
     return contents
 
@@ -118,7 +134,7 @@ def _refusal(action: str, data: str) -> ContractRefusal:
 
 
 def _shown(key: str, value: Any) -> Any:
-    if key == "peer":
+    if key in ("peer", "oldPeer", "newPeer", "successor"):
         from identity import peer_id_text  # slow to import (libp2p), and needed only here
 
         return f"peer {peer_id_text(value)}"
@@ -130,7 +146,7 @@ def _errors() -> dict[str, tuple[str, list[dict[str, str]]]]:
     from eth_utils import keccak
 
     found = {}
-    for entry in artifact()["abi"]:
+    for entry in artifact("SwarmCoordinator")["abi"]:
         if entry["type"] == "error":
             signature = f"{entry['name']}({','.join(argument['type'] for argument in entry['inputs'])})"
             found[keccak(text=signature)[:4].hex()] = (entry["name"], entry["inputs"])
