@@ -1,29 +1,20 @@
-"""One connection to an Ethereum JSON-RPC server: reading, and sending until a block has the transaction."""
+"""One connection to an Ethereum JSON-RPC server, for reading; `transactions` sends over it."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlsplit
 
 from swarm.errors import LedgerError, LedgerUnavailable
 from swarm.ledger.records import Block
 from swarm.ledger.refusals import translated
 
-if TYPE_CHECKING:
-    from eth_account.signers.local import LocalAccount
-
 REQUEST_SECONDS = 10.0
-RECEIPT_SECONDS = 120.0  # ten blocks of the slowest chains in use
-NONCE_ATTEMPTS = 8
-GAS_MARGIN = 1.25  # a first report of a round writes new storage where the estimate may have seen old
 LOG_BLOCKS = 10_000  # what most public servers allow in one question; halved when one refuses
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-# What geth, anvil and others say when another transaction took the nonce first.
-_NONCE_TAKEN = ("nonce too low", "replacement transaction underpriced", "already known", "already imported")
 
 
 class Rpc:
@@ -60,6 +51,10 @@ class Rpc:
     @cached_property
     def chain_id(self) -> int:
         """The chain's id, asked once."""
+        return self.ask_chain_id()
+
+    def ask_chain_id(self) -> int:
+        """The id of the chain that the server has right now."""
         with self.asking("eth_chainId"):
             return int(self.web3.eth.chain_id)
 
@@ -72,6 +67,52 @@ class Rpc:
         with self.asking("a block"):
             header = self.web3.eth.get_block("latest" if number is None else number)
             return Block(int(header["number"]), int(header["timestamp"]), bytes(header["hash"]))
+
+    def served_chain(self) -> tuple[int, bytes]:
+        """The chain's id and the hash of its block 0, asked anew: which chain the server has right now."""
+        return self.ask_chain_id(), self.block(0).hash
+
+    def block_hash(self, number: int) -> bytes | None:
+        """The hash of block `number`; None if the server has no such block (yet)."""
+        from web3.exceptions import BlockNotFound
+
+        with self.asking("a block"):
+            try:
+                return bytes(self.web3.eth.get_block(number)["hash"])
+            except BlockNotFound:
+                return None
+
+    def nonces_used(self, address: str, *, pending: bool = False) -> int:
+        """How many transactions of the account are in the latest block's chain, or wait for the next too."""
+        with self.asking(f"the nonce of {address}"):
+            return int(self.web3.eth.get_transaction_count(address, "pending" if pending else "latest"))
+
+    def balance(self, address: str) -> int:
+        """The account's balance at the latest block, in wei."""
+        with self.asking(f"the balance of {address}"):
+            return int(self.web3.eth.get_balance(address))
+
+    def receipt(self, tx: str) -> Any:
+        """The receipt of a transaction that is in a block, else None."""
+        from web3.exceptions import TransactionNotFound
+
+        with self.asking("a receipt"):
+            try:
+                receipt = self.web3.eth.get_transaction_receipt(tx)
+            except TransactionNotFound:
+                return None
+            return receipt if receipt["blockHash"] is not None else None
+
+    def knows(self, tx: str) -> bool:
+        """Whether the server has the transaction, in a block or waiting for one."""
+        from web3.exceptions import TransactionNotFound
+
+        with self.asking("a transaction"):
+            try:
+                self.web3.eth.get_transaction(tx)
+            except TransactionNotFound:
+                return False
+            return True
 
     def call(self, function: Any, action: str) -> Any:
         """The value of a contract's view function at the latest block."""
@@ -96,78 +137,3 @@ class Rpc:
                 continue
             yield from found
             first = until + 1
-
-    def send(self, account: LocalAccount, function: Any, action: str) -> Any:
-        """Sign and send a contract's function or constructor; the receipt once it is in a block.
-
-        Others may use the account at the same time: a lost race for a nonce is run again. `LedgerError` if
-        the contract refuses, `LedgerUnavailable` if no block takes it within two minutes.
-        """
-        action = f"{action} by {account.address}"
-        for _ in range(NONCE_ATTEMPTS):
-            with self.asking(action):
-                transaction = self._build(account, function)
-                signed = account.sign_transaction(transaction)
-            if not self._submit(signed.raw_transaction, action):
-                continue
-            receipt = self._wait(signed.hash, account.address, transaction["nonce"], action)
-            if receipt is None:
-                continue
-            if receipt["status"] != 1:
-                self._explain(account, function, receipt, action)
-            return receipt
-        raise LedgerError(f"account {account.address} is in use by too many at once: give each peer its own")
-
-    def _build(self, account: LocalAccount, function: Any) -> dict[str, Any]:
-        eth = self.web3.eth
-        nonce = eth.get_transaction_count(account.address, "pending")
-        transaction: dict[str, Any] = {"from": account.address, "nonce": nonce, "chainId": self.chain_id}
-        transaction["gas"] = int(function.estimate_gas({"from": account.address}) * GAS_MARGIN)
-        base_fee = eth.get_block("latest").get("baseFeePerGas")
-        if base_fee is None:  # a chain from before EIP-1559
-            transaction["gasPrice"] = eth.gas_price
-        else:
-            tip = eth.max_priority_fee
-            transaction |= {"maxPriorityFeePerGas": tip, "maxFeePerGas": 2 * base_fee + tip}
-        built: dict[str, Any] = function.build_transaction(transaction)
-        return built
-
-    def _submit(self, raw: bytes, action: str) -> bool:
-        try:
-            with self.asking(action):
-                self.web3.eth.send_raw_transaction(raw)
-        except LedgerError as error:
-            if any(words in str(error).lower() for words in _NONCE_TAKEN):
-                return False
-            raise
-        return True
-
-    def _wait(self, transaction: bytes, sender: str, nonce: int, action: str) -> Any:
-        """The receipt, or None if another transaction with the same nonce was taken instead."""
-        from web3.exceptions import TransactionNotFound
-
-        deadline = time.monotonic() + RECEIPT_SECONDS
-        pause = 0.02
-        while time.monotonic() < deadline:
-            with self.asking(action):
-                # In this order: of a nonce used before we look, the receipt is there if it was ours.
-                used = self.web3.eth.get_transaction_count(sender, "latest") > nonce
-                try:
-                    return self.web3.eth.get_transaction_receipt(transaction)
-                except TransactionNotFound:
-                    if used:
-                        return None
-            time.sleep(pause)
-            pause = min(2 * pause, 0.5)
-        raise LedgerUnavailable(
-            f"{action}: no block took 0x{bytes(transaction).hex()} in {RECEIPT_SECONDS:.0f} s"
-        )
-
-    def _explain(self, account: LocalAccount, function: Any, receipt: Any, action: str) -> None:
-        """Run a failed transaction once more, as a call, for the contract's reason; always raises."""
-        if hasattr(function, "call"):  # a constructor has none
-            with self.asking(action):
-                function.call({"from": account.address}, block_identifier=receipt["blockNumber"])
-        raise LedgerError(
-            f"the ledger refused {action}: transaction 0x{receipt['transactionHash'].hex()} failed"
-        )
