@@ -12,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from identity import IdentityError
+from swarm import identity_commands
 from swarm.errors import SwarmError, UsageError
 from swarm.settings import DEFAULT_LISTEN, Settings, swarm_home
 
@@ -71,26 +72,41 @@ def _create(arguments: argparse.Namespace) -> int:
     import time
 
     from identity import load_or_create_wallet
-    from swarm.ledger.client import deploy
-    from swarm.ledger.join import check_rpc_url
+    from swarm.ledger.client import deploy, deploy_view
+    from swarm.ledger.join import check_url
     from swarm.manifest import load
+    from swarm.settings import machine_dir
     from swarm.tasks import load_task
 
-    check_rpc_url(arguments.rpc, "--rpc")
+    check_url(arguments.rpc, "--rpc", "an RPC URL")
+    if arguments.relay:
+        check_url(arguments.relay, "--relay", "a relay's URL")
     manifest = load(arguments.manifest)
     load_task(manifest.task)  # before it is paid for: its parameters may be wrong
     wallet = load_or_create_wallet(Settings(home=arguments.home).wallet_path)
-    ledger = deploy(arguments.rpc, wallet, manifest, int(time.time()) + arguments.delay)
+    genesis = int(time.time()) + arguments.delay
+    ledger = deploy(arguments.rpc, wallet, manifest, genesis, machine_dir(), _progress)
+    view = deploy_view(ledger, wallet, machine_dir(), _progress)
+    line = ledger.join_line + (f"#{arguments.relay}" if arguments.relay else "")
+    if arguments.json:
+        created = {"join": line, "address": ledger.address, "view": view, "swarm": manifest.swarm_id.hex()}
+        print(json.dumps(created | {"chain_id": ledger.chain_id, "genesis": genesis}, indent=2))
+        return 0
+    print(f"readers of RL Swarm's contract use {view}", file=sys.stderr)
     print(f"{manifest.name} begins in {arguments.delay} s; others join with this line:", file=sys.stderr)
-    print(ledger.join_line)
+    print(line)
     return 0
+
+
+def _progress(what: str) -> None:
+    print(what, file=sys.stderr)
 
 
 def _join(arguments: argparse.Namespace) -> int:
     logging.basicConfig(
         level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s"
     )
-    from swarm.ledger.join import parse_join_line
+    from swarm.ledger.join import check_url, parse_join_line
 
     parse_join_line(arguments.swarm)  # so that a typo is noticed before imports that take seconds
     from swarm.node import Node
@@ -100,7 +116,12 @@ def _join(arguments: argparse.Namespace) -> int:
         listen=tuple(arguments.listen or [DEFAULT_LISTEN]),
         initial_peers=tuple(arguments.peer),
         threads=arguments.threads,
+        relay_url=arguments.relay,
+        invite=arguments.invite,
+        manifest_path=arguments.manifest,
     )
+    if arguments.relay:
+        check_url(arguments.relay, "--relay", "a relay's URL")
     with Node(settings, arguments.swarm) as node:
         node.run(arguments.rounds)
     return 0
@@ -121,18 +142,32 @@ def _leaderboard(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _identity_show(arguments: argparse.Namespace) -> int:
-    from identity import Identity, peer_name
+def _status(arguments: argparse.Namespace) -> int:
+    from swarm.board.status import as_json, peer_status, status_table
 
-    path = Settings(home=arguments.home).identity_path
-    if not path.exists():
-        raise SwarmError(f"there is no {path} yet: `swarm join` makes one")
-    identity = Identity.load(path)
-    shown = {"peer": identity.peer_id, "name": peer_name(identity.peer), "file": str(identity.path)}
-    print(
-        json.dumps(shown) if arguments.json else "\n".join(f"{key:6}{value}" for key, value in shown.items())
+    status = peer_status(Settings(home=arguments.home))
+    if arguments.json:
+        print(as_json(status))
+        return 0
+    from rich.console import Console
+
+    console = Console()
+    console.print(
+        f"{status.name}  {status.peer}  {'running' if status.running else 'not running'}", highlight=False
     )
+    for swarm in status.swarms:
+        console.print(status_table(swarm, arguments.rounds))
     return 0
+
+
+def _relay(arguments: argparse.Namespace) -> int:
+    from identity import load_or_create_wallet
+    from swarm.ledger.join import parse_join_line
+    from swarm.ledger.relay import RelayOptions, run_relay
+
+    parse_join_line(arguments.swarm)
+    wallet = load_or_create_wallet(Settings(home=arguments.home).wallet_path)
+    return run_relay(RelayOptions())
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -172,12 +207,16 @@ def _parser() -> argparse.ArgumentParser:
     create.add_argument(
         "--delay", type=_seed, default=30, metavar="SECONDS", help="until the first round (%(default)s)"
     )
+    create.add_argument("--relay", metavar="URL", help="a relay to name in the join line")
+    create.add_argument("--json", action="store_true", help="for scripts")
     create.set_defaults(run=_create)
 
     join = commands.add_parser(
         "join", parents=[home], help="take part in a swarm until Ctrl-C; survives restarts"
     )
-    join.add_argument("swarm", metavar="SWARM", help="the line that `swarm create` printed: CONTRACT@RPC")
+    join.add_argument(
+        "swarm", metavar="SWARM", help="the line that `swarm create` printed: CONTRACT@RPC[#RELAY]"
+    )
     join.add_argument("--rounds", type=_count, metavar="R", help="stop after so many rounds")
     join.add_argument(
         "--listen", action="append", metavar="MULTIADDR", help=f"where to be reached ({DEFAULT_LISTEN})"
@@ -186,6 +225,14 @@ def _parser() -> argparse.ArgumentParser:
         "--peer", action="append", default=[], metavar="MULTIADDR", help="a peer to connect to first"
     )
     join.add_argument("--threads", type=_count, help="CPU threads for the model (torch's default)")
+    join.add_argument("--relay", metavar="URL", help="a relay that pays for this peer's transactions")
+    join.add_argument("--invite", metavar="CODE", help="the relay's invite, if it asks for one")
+    join.add_argument(
+        "--manifest",
+        type=Path,
+        metavar="FILE",
+        help="the swarm's manifest, if the server has no old logs",
+    )
     join.set_defaults(run=_join)
 
     board = commands.add_parser("leaderboard", help="who contributed what, read from the ledger")
@@ -193,11 +240,16 @@ def _parser() -> argparse.ArgumentParser:
     board.add_argument("--json", action="store_true", help="for scripts")
     board.set_defaults(run=_leaderboard)
 
-    identity = commands.add_parser("identity", help="this machine's peer identity")
-    actions = identity.add_subparsers(required=True, metavar="ACTION")
-    show = actions.add_parser("show", parents=[home], help="the peer id, its name and its file")
-    show.add_argument("--json", action="store_true", help="for scripts")
-    show.set_defaults(run=_identity_show)
+    status = commands.add_parser(
+        "status", parents=[home], help="what this peer does, and how far each of its reports is"
+    )
+    status.add_argument(
+        "--rounds", type=_count, default=20, metavar="N", help="show the last N (%(default)s)"
+    )
+    status.add_argument("--json", action="store_true", help="for scripts; all rounds")
+    status.set_defaults(run=_status)
+
+    identity_commands.add_parser(commands, home)
     return parser
 
 

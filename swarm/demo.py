@@ -23,7 +23,7 @@ from eth_account import Account
 from rich.console import Console
 from rich.live import Live
 
-from identity import Identity, load_or_create_wallet, peer_name
+from identity import Identity, load_or_create_identity, load_or_create_wallet, peer_name
 from swarm.board import report
 from swarm.board.leaderboard import leaderboard_table
 from swarm.board.live import PeerView, live_table, round_line
@@ -31,10 +31,11 @@ from swarm.board.plot import plot_rewards
 from swarm.errors import SwarmError, UsageError
 from swarm.guard import Guard
 from swarm.ledger.client import LedgerClient, deploy
+from swarm.ledger.deliveries import Deliveries
 from swarm.ledger.devnet import Devnet
 from swarm.manifest import Manifest, load
 from swarm.records import Records
-from swarm.settings import Settings
+from swarm.settings import Settings, machine_dir
 from swarm.tasks import load_task
 
 DEMO_MANIFEST = Path(__file__).parent.parent / "configs" / "demo.yaml"
@@ -94,7 +95,11 @@ def run_demo(options: Options, console: Console) -> int:
         peers = [_make_peer(folder / f"peer{i}", devnet) for i in range(options.peers)]
         loading = LOADING_SECONDS + LOADING_SECONDS_PER_PEER * options.peers
         ledger = deploy(
-            devnet.rpc_url, Account.from_key(devnet.funded_key), manifest, int(time.time()) + loading
+            devnet.rpc_url,
+            Account.from_key(devnet.funded_key),
+            manifest,
+            int(time.time()) + loading,
+            machine_dir(),
         )
         stack.callback(_stop, peers)
         for peer in peers:
@@ -165,7 +170,8 @@ def _check_writable(path: Path) -> None:
 
 def _make_peer(home: Path, devnet: Devnet) -> DemoPeer:
     settings = Settings(home=home)
-    identity = Identity.create(settings.identity_path)
+    identity, journal = load_or_create_identity(home)
+    journal.close()
     wallet = load_or_create_wallet(settings.wallet_path)
     devnet.fund(wallet.address, FUNDS_ETHER)
     return DemoPeer(settings, identity, view=PeerView(peer_name(identity.peer)))
@@ -218,19 +224,22 @@ def _display(console: Console) -> Iterator[Live | None]:
 
 def _finished_rounds(peers: list[DemoPeer]) -> list[int]:
     """Rounds that every running peer has reported."""
-    reported = [{r.round for r in peer.view.records if r.tx} for peer in peers if peer.running]
+    reported = [peer.view.on_ledger for peer in peers if peer.running]
     return sorted(set.intersection(*reported)) if reported else []
 
 
 def _read(peer: DemoPeer, ledger: LedgerClient) -> None:
     peer.view.running = peer.running
-    path = peer.settings.swarm_dir(ledger.swarm_id, ledger.address, ledger.genesis) / "state.sqlite"
-    if not path.exists():
+    folder = peer.settings.swarm_dir(ledger.swarm_id, ledger.address, ledger.genesis)
+    if not (folder / "state.sqlite").exists() or not (folder / "outbox.sqlite").exists():
         return
-    with contextlib.closing(Records(path, read_only=True)) as records:
+    with contextlib.closing(Records(folder / "state.sqlite", read_only=True)) as records:
         if records.exist:
             peer.view.status = records.status()
             peer.view.records = records.rounds()
+    with contextlib.closing(Deliveries(folder / "outbox.sqlite", read_only=True)) as deliveries:
+        if deliveries.exist:
+            peer.view.deliveries = {delivery.round: delivery for delivery in deliveries.all()}
 
 
 def _stop(peers: list[DemoPeer]) -> None:

@@ -20,6 +20,9 @@ EMBEDDED_MODEL = "tiny"  # shipped with the project
 StageName = Literal["answer", "critique", "revise"]
 #: The stage's number on the wire and in seeds.
 STAGE_NUMBER: dict[StageName, int] = {"answer": 0, "critique": 1, "revise": 2}
+#: The most that a group can earn in a stage: a score, in the last stage with the agreement on top.
+MAX_GROUP_REWARD: dict[StageName, int] = {"answer": 1, "critique": 1, "revise": 2}
+MICROS = 1_000_000
 
 Count = Annotated[int, Meta(ge=1, le=4096)]
 Fraction = Annotated[float, Meta(gt=0, lt=1)]
@@ -64,6 +67,7 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, di
         str, Meta(min_length=1, max_length=256)
     ]  # the base model, where every peer's state begins
     round_seconds: Annotated[int, Meta(ge=2, le=7 * 24 * 3600)]
+    acceptance_window: Annotated[int, Meta(ge=1, le=63)] = 32  # rounds that a report may be late
     cell_size: Annotated[int, Meta(ge=1, le=256)] = 16
     group_size: Annotated[int, Meta(ge=2, le=256)]  # G: completions of one prompt
     temperature: Annotated[float, Meta(gt=0, le=10)] = 1.0
@@ -81,6 +85,21 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, di
     def swarm_id(self) -> bytes:
         """32 bytes: SHA-256 of the canonical form."""
         return hashlib.sha256(self.canonical).digest()
+
+    @property
+    def max_groups(self) -> int:
+        """The most groups that a peer can make in a round; the contract refuses a report of more."""
+        return sum(stage.max_groups for stage in self.stages)
+
+    @property
+    def max_reward_micros(self) -> int:
+        """The most that a peer can earn in a round, in micro-units; the contract refuses a report of more."""
+        return sum(stage.max_groups * MAX_GROUP_REWARD[stage.name] for stage in self.stages) * MICROS
+
+    @property
+    def stage_ends_millionths(self) -> tuple[int, ...]:
+        """When each stage but the last (learn) ends, in millionths of a round: what the contract keeps."""
+        return tuple(round(stage.ends_at * 1_000_000) for stage in self.stages)
 
 
 def load(path: Path) -> Manifest:

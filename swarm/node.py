@@ -6,41 +6,51 @@ and ledger. Losing peers or the ledger degrades a round; it never ends the life.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import Callable
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 
 import msgspec
 from filelock import FileLock, Timeout
 
-from identity import Identity, load_or_create_wallet, peer_name
+from identity import (
+    IdentityError,
+    Slot,
+    hold_peer,
+    load_or_create_identity,
+    load_or_create_wallet,
+    peer_name,
+)
 from swarm import effects, round
 from swarm.digest import Purpose, derive
 from swarm.draw import Draw
-from swarm.errors import ExchangeError, LedgerError, ModelError, SwarmError
+from swarm.errors import ExchangeError, ModelError, SwarmError
 from swarm.exchange import wire
 from swarm.exchange.service import Exchange
 from swarm.learner.trainer import Learner
-from swarm.ledger.client import Report, connect
+from swarm.link import Link
+from swarm.manifest import STAGE_NUMBER
 from swarm.performer import Pace, Performer
 from swarm.policy.model import Policy
 from swarm.records import Records, RoundRecord, Status
-from swarm.settings import Settings
+from swarm.settings import Settings, machine_dir
 from swarm.tasks import load_task
 
 log = logging.getLogger("swarm.node")
 
 CHECKPOINTS_KEPT = 2  # the newest, and the one before in case the newest is damaged
 POLL_SECONDS = 0.1
+MEET_SECONDS = 1.0  # between tries to meet somebody
+DIAL_SECONDS = 5.0  # dialling somebody who is gone can take as long
+DRAIN_SECONDS = 60.0  # at the end of a run of so many rounds
+REPORT_SLOT = 255  # the journal's stage of a round's report
 # A round is still worth joining while this share of its first stage is ahead.
 JOIN_SHARE = 0.5
-BOOTNODES_WANTED = 8  # announce ourselves on the ledger while it lists fewer than this
 
 
 class Node:
@@ -63,20 +73,22 @@ class Node:
         self._stack.close()
 
     def run(self, rounds: int | None = None) -> None:
-        """Play `rounds` rounds, or until interrupted; finished reports are retried before each round."""
-        last = (
-            self._records.last_begun()
-        )  # a round that was cut off is not begun again: it has spoken already
+        """Play `rounds` rounds, or until interrupted."""
+        # A round that was cut off is not begun again: the journal says that it has spoken already.
+        last = self._journal.last_round(self._link.scope)
+        if self._must_listen:
+            last = self._listen(last)
         while rounds is None or rounds > 0:
             number = self._next_round(last)
             self._set_status("waiting", number)
-            self._wait_until(self._starts_at(number))
-            self._resend_reports(number)
+            self._wait_for_round(number)
             self._play(number)
+            self._look_for_copies()
             last = number
             rounds = rounds - 1 if rounds is not None else None
-        self._resend_reports(last + 1)
         self._set_status("done", last)
+        if left := self._link.drain(DRAIN_SECONDS):
+            log.warning("reports wait count=%d: the next start sends them", left)
 
     # Opening
 
@@ -88,20 +100,25 @@ class Node:
                 f"cannot make {settings.home}: {error.strerror}; choose another --home"
             ) from error
         self._lock(settings.home / "lock")
-        self.identity = Identity.load_or_create(settings.identity_path)
+        self.identity, self._journal = load_or_create_identity(settings.home)
+        self._stack.callback(self._journal.close)
+        self._alone = True
+        self._stack.enter_context(hold_peer(machine_dir(), self.identity.peer))
         self.name = peer_name(self.identity.peer)
         wallet = load_or_create_wallet(settings.wallet_path)
-        self._ledger = connect(join_line, wallet)
-        self.manifest = self._ledger.manifest()
-        self._acceptance_window = self._ledger.acceptance_window
-        folder = settings.swarm_dir(self.manifest.swarm_id, self._ledger.address, self._ledger.genesis)
+        self._link = Link(settings, join_line, self.identity, wallet, lambda: self._alone)
+        self._stack.callback(self._link.stop)
+        self.manifest = self._link.manifest
+        folder = self._link.folder
         self._records = Records(folder / "state.sqlite")
         self._stack.callback(self._records.close)
         self._check_clock()
+        self._must_listen = self._reason_to_listen()
         self._set_status("starting")
         self._task = load_task(self.manifest.task)
-        if self._ledger.register(self.identity):
-            log.info("registered peer=%s account=%s", self.identity.peer_id, wallet.address)
+        self._link.start()
+        for record in self._records.rounds():  # an earlier life may have ended between the two
+            self._link.report(record.report)
 
         log.info("loading swarm=%r model=%s", self.manifest.name, self.manifest.model)
         self._policy = Policy.load(self.manifest.model, threads=settings.threads)
@@ -123,23 +140,25 @@ class Node:
         self._active = 0
         self._pace = Pace()
         self._dropped: Counter[str] = Counter()
+        self._dialled: set[str] = set()
 
         self._exchange = self._stack.enter_context(
             Exchange(
                 self.identity,
+                self._sign,
                 self.manifest.swarm_id,
-                self._ledger.genesis,
+                self._link.genesis,
                 self.manifest.round_seconds,
-                self._ledger.now_without_asking,
+                self._link.now,
                 folder / "blobs",
                 listen=settings.listen,
-                initial_peers=[*settings.initial_peers, *self._bootnodes()],
+                initial_peers=[*settings.initial_peers, *self._link.bootnodes()],
             )
         )
-        self._announce_bootnode()
+        address = _most_public(self._exchange.multiaddrs)
+        self._link.be_listed(address)
         self._set_status("waiting")
-        address = self._exchange.multiaddrs[0]
-        begins = max(0.0, self._starts_at(self._next_round(-1)) - self._ledger.now())
+        begins = max(0.0, self._starts_at(self._next_round(-1)) - self._link.now())
         log.info("waiting seconds=%.0f until the next round", begins)
         log.info("ready peer=%s name=%r address=%s", self.identity.peer_id, self.name, address)
 
@@ -154,15 +173,23 @@ class Node:
 
     def _check_clock(self) -> None:
         """hivemind forgets records by this machine's clock, so one that is far off goes unheard."""
-        off = time.time() - self._ledger.now()
+        off = time.time() - self._link.now()
         if abs(off) > self.manifest.round_seconds / 2:
             log.warning(
                 "clock_off seconds=%.0f: set this machine's clock to the ledger's, by NTP for example", off
             )
 
     def _resume(self) -> None:
-        """Load the newest checkpoint that can be read; without one, begin with the manifest's base model."""
+        """Load the newest checkpoint that can be read and whose round is recorded.
+
+        A life that ended between the two leaves a state that no report names: going on from it would break
+        the chain of states on the ledger. Without a checkpoint, begin with the manifest's base model.
+        """
+        recorded = {record.round for record in self._records.rounds()}
         for path in sorted(self._checkpoints.glob("*.safetensors"), reverse=True):
+            if int(path.stem) not in recorded:
+                log.warning("checkpoint of an unfinished round is passed over file=%s", path.name)
+                continue
             try:
                 self._learner.load(path)
             except SwarmError as error:
@@ -171,42 +198,77 @@ class Node:
             log.info("resumed checkpoint=%s", path.name)
             return
 
-    def _bootnodes(self) -> list[str]:
-        try:
-            own = f"/p2p/{self.identity.peer_id}"
-            return [address for address in self._ledger.bootnodes() if not address.endswith(own)]
-        except LedgerError as error:
-            log.warning("bootnodes unavailable error=%r", str(error))
-            return []
+    # Being the only one
 
-    def _announce_bootnode(self) -> None:
-        """List ourselves for newcomers, then look: of two peers starting at once, one sees the other.
+    def _sign(self, number: int, stage: int, message: bytes) -> bytes:
+        """Sign for a slot, once; called by the exchange's thread."""
+        return self._journal.sign(self.identity, Slot(self._link.scope, number, stage), message)
 
-        Where many are listed one more is of no use, unless none of them can be reached any more.
+    def _reason_to_listen(self) -> str | None:
+        """Why a copy of our key might be speaking elsewhere; None if there is no reason to think so."""
+        current = int((self._link.now() - self._link.genesis) // self.manifest.round_seconds)
+        window = self.manifest.acceptance_window
+        reason = self._journal.reason_to_listen(self._link.scope, current, window)
+        if reason is None and self._link.online:
+            first = max(self._journal.last_round(self._link.scope) + 1, current - window, 0)
+            if any(self._link.has_reported(number) for number in range(first, current + 1)):
+                reason = "the ledger has reports that it lacks"
+        return reason
+
+    def _listen(self, last: int) -> int:
+        """Listen for one whole round before the first word, lest a copy of our key is speaking; its number.
+
+        `SwarmError` if one is heard.
         """
-        address = _most_public(self._exchange.multiaddrs)
-        try:
-            if len(self._bootnodes()) < BOOTNODES_WANTED or self._exchange.peer_count() == 0:
-                self._ledger.announce_bootnode(self.identity, address)
-        except LedgerError as error:
-            log.warning("bootnode not announced error=%r", str(error))
-        self._meet_peers()
+        number = self._next_round(last)
+        log.warning(
+            "listening round=%d before speaking, for a copy of this swarm.pem: journal %s",
+            number,
+            self._must_listen,
+        )
+        self._set_status("listening", number)
+        self._wait_for_round(number)
+        draw = self._draw(number)
+        for stage in self.manifest.stages:
+            self._wait_until(self._starts_at(number) + stage.ends_at * self.manifest.round_seconds)
+            try:
+                self._exchange.heard(number, STAGE_NUMBER[stage.name], draw.cell(self.identity.peer))
+            except ExchangeError as error:
+                log.warning("nothing heard round=%d stage=%s error=%r", number, stage.name, str(error))
+            self._look_for_copies()
+        self._wait_until(self._starts_at(number + 1))
+        self._journal.listened(self._link.scope, number)
+        log.info("nobody else speaks as peer=%s", self.identity.peer_id)
+        return number
+
+    def _look_for_copies(self) -> None:
+        if self._exchange.copies:
+            raise SwarmError(
+                f"a copy of {self.identity.path} is running elsewhere as {self.identity.peer_id}: "
+                "stop it, or give this node a swarm.pem of its own"
+            )
+
+    # Other peers
 
     def _meet_peers(self) -> None:
+        """Dial what the ledger lists while we know nobody; each address once before a round, any after it."""
         try:
-            if self._exchange.peer_count() == 0 and (bootnodes := self._bootnodes()):
-                self._exchange.connect(bootnodes)
+            self._alone = self._exchange.peer_count() == 0
+            addresses = [a for a in self._link.bootnodes(urgent=self._alone) if a not in self._dialled]
+            if self._alone and addresses:
+                self._dialled.update(addresses)
+                self._exchange.connect(addresses)
         except ExchangeError as error:
             log.warning("no peers met error=%r", str(error))
 
     # The clock
 
     def _starts_at(self, number: int) -> float:
-        return float(self._ledger.genesis + number * self.manifest.round_seconds)
+        return float(self._link.genesis + number * self.manifest.round_seconds)
 
     def _next_round(self, last: int) -> int:
         """The current round if enough of its first stage is ahead, else the next."""
-        elapsed = self._ledger.now() - self._ledger.genesis
+        elapsed = self._link.now() - self._link.genesis
         if elapsed < 0:
             return 0
         current, into = divmod(elapsed, self.manifest.round_seconds)
@@ -214,43 +276,41 @@ class Node:
         return max(last + 1, int(current) if into < join_until else int(current) + 1)
 
     def _wait_until(self, moment: float) -> None:
-        while (left := moment - self._ledger.now()) > 0:
+        while (left := moment - self._link.now()) > 0:
             time.sleep(min(left, POLL_SECONDS))
 
-    def _await_beacon(self, number: int) -> bytes | None:
-        """The round's beacon, or None if the ledger shows none while the first stage is worth starting."""
+    def _wait_for_round(self, number: int) -> None:
+        """Wait for a round, and meet peers as long as dialling the dead cannot make us late."""
+        while (left := self._starts_at(number) - self._link.now()) > DIAL_SECONDS:
+            self._meet_peers()
+            time.sleep(min(left - DIAL_SECONDS, MEET_SECONDS))
+        self._wait_until(self._starts_at(number))
+
+    def _draw(self, number: int) -> Draw:
+        """The round's draw, from the ledger's beacon if that comes in time for the first stage."""
         give_up = self._starts_at(number) + (
             JOIN_SHARE * self.manifest.stages[0].ends_at * self.manifest.round_seconds
         )
-        while True:
-            try:
-                beacon = self._ledger.beacon(number)
-                if beacon is not None:
-                    self._active = self._ledger.active(number)
-                    return beacon
-                trouble = "it made no block"
-            except LedgerError as error:
-                trouble = str(error)
-            if self._ledger.now() >= give_up:
-                log.warning("no beacon from the ledger round=%d error=%r", number, trouble)
-                return None
-            time.sleep(POLL_SECONDS)
+        seen = self._link.await_round(number, give_up)
+        if seen is not None:
+            self._beacon, self._active = seen
+        else:
+            log.warning("no beacon from the ledger round=%d error=%r", number, self._link.trouble)
+            # Peers that last saw the same beacon go on together (DESIGN.md, section 4).
+            self._beacon = derive(Purpose.LOCAL_BEACON, self.manifest.swarm_id, self._beacon, number)
+        return Draw(self.manifest.swarm_id, self._beacon, self._active, self.manifest.cell_size)
 
     # One round
 
     def _play(self, number: int) -> None:
-        self._write("round", partial(self._records.begin, number))
-        beacon = self._await_beacon(number)
-        # Without the ledger, peers that last saw the same beacon go on together (DESIGN.md, section 4).
-        self._beacon = beacon or derive(Purpose.LOCAL_BEACON, self.manifest.swarm_id, self._beacon, number)
         rules = round.RoundRules(
             manifest=self.manifest,
             task=self._task,
             peer=self.identity.peer,
             round=number,
             starts_at=self._starts_at(number),
-            expiration=wire.expiration(self._ledger.genesis, self.manifest.round_seconds, number),
-            draw=Draw(self.manifest.swarm_id, self._beacon, self._active, self.manifest.cell_size),
+            expiration=wire.expiration(self._link.genesis, self.manifest.round_seconds, number),
+            draw=self._draw(number),
         )
         performer = Performer(
             rules,
@@ -259,12 +319,13 @@ class Node:
             self._exchange,
             self._pace,
             wait_until=self._wait_until,
-            now=self._ledger.now,
+            now=self._link.now,
             checkpoint=self._checkpoint,
             commit=self._commit,
             show=lambda stage: self._set_status(stage, number),
         )
         effects.run(round.play(rules), performer.perform)
+        self._dialled.clear()
         self._meet_peers()  # after the round: dialling the dead takes seconds
 
     def _checkpoint(self, number: int) -> None:
@@ -277,7 +338,7 @@ class Node:
             old.unlink(missing_ok=True)
 
     def _commit(self, commit: effects.Commit) -> None:
-        """Write the round down, then report it."""
+        """Write the round down, then hand its report over."""
         played = commit.played
         record = RoundRecord(
             round=played.round,
@@ -290,17 +351,20 @@ class Node:
             state_after=commit.learned.state_after.hex(),
             dropped=dict(Counter(played.dropped) + self._newly_dropped()),
         )
-        self._write("record", partial(self._records.save, record))
-        record = self._report(record)
+        try:
+            slot = Slot(self._link.scope, record.round, REPORT_SLOT)
+            self._journal.claim(slot, hashlib.sha256(msgspec.msgpack.encode(record.report)).digest())
+            self._records.save(record)
+            self._link.report(record.report)
+        except (IdentityError, sqlite3.OperationalError) as error:
+            log.error("round cannot be reported round=%d error=%r", record.round, str(error))
         log.info(
-            "played round=%d %s groups=%d external=%d reward_micros=%d late=%s tx=%s dropped=%s",
+            "played round=%d %s groups=%d external=%d reward_micros=%d dropped=%s",
             record.round,
             " ".join(f"{stage}={mean:.3f}" for stage, mean in record.rewards.items()),
             record.groups,
             record.external_groups,
             record.reward_micros,
-            record.late,
-            record.tx,
             record.dropped or "none",
         )
 
@@ -310,43 +374,13 @@ class Node:
         new, self._dropped = total - self._dropped, total
         return new
 
-    def _resend_reports(self, number: int) -> None:
-        """Put rounds on the ledger whose report did not get through, while it answers and accepts them."""
-        for record in self._records.unreported(since=number - self._acceptance_window):
-            if self._report(record).tx is None:
-                return  # the rest can wait for the next round; this one must not
-
-    def _report(self, record: RoundRecord) -> RoundRecord:
-        """Report a round whose record is saved; a failure is logged and retried before the next round."""
-        try:
-            receipt = self._ledger.report(
-                Report(
-                    peer=self.identity.peer,
-                    round=record.round,
-                    commitment=bytes.fromhex(record.commitment),
-                    state_before=bytes.fromhex(record.state_before),
-                    state_after=bytes.fromhex(record.state_after),
-                    groups=record.groups,
-                    reward_micros=record.reward_micros,
-                )
-            )
-        except LedgerError as error:
-            log.warning("report not sent round=%d error=%r", record.round, str(error))
-            return record
-        record = msgspec.structs.replace(record, tx=receipt.tx, late=receipt.late)
-        self._write("record", partial(self._records.save, record))
-        return record
-
-    def _write(self, what: str, write: Callable[[], None]) -> None:
-        """Write to the database; a full disk is logged, and the round goes on and is still reported."""
-        try:
-            write()
-        except sqlite3.OperationalError as error:
-            log.error("not written what=%s error=%r", what, str(error))
-
     def _set_status(self, state: str, number: int | None = None) -> None:
+        """Say what we do; a full disk is logged, and the round goes on."""
         status = Status(peer_id=self.identity.peer_id, name=self.name, state=state, round=number)
-        self._write("status", partial(self._records.set_status, status))
+        try:
+            self._records.set_status(status)
+        except sqlite3.OperationalError as error:
+            log.error("status not written error=%r", str(error))
 
 
 def _most_public(multiaddrs: list[str]) -> str:

@@ -1,4 +1,7 @@
-"""A peer's own memory of its rounds: `state.sqlite`. The node writes it; the demo and the board read it."""
+"""A peer's own memory of its rounds: `state.sqlite`. The node writes it; the demo and the board read it.
+
+What became of a round's report is in `outbox.sqlite` (`swarm.ledger.deliveries`).
+"""
 
 from __future__ import annotations
 
@@ -8,20 +11,21 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
+from swarm.ledger.records import Report
+
 # All or nothing, so that a reader who comes too early sees version 0 and no half of it.
 _SCHEMA_VERSION = 1
 _SCHEMA = f"""
 BEGIN;
 CREATE TABLE IF NOT EXISTS rounds (round INTEGER PRIMARY KEY, record BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS status (one INTEGER PRIMARY KEY CHECK (one = 1), status BLOB NOT NULL);
-CREATE TABLE IF NOT EXISTS begun (round INTEGER PRIMARY KEY);
 PRAGMA user_version = {_SCHEMA_VERSION};
 COMMIT;
 """
 
 
 class RoundRecord(Struct, frozen=True, kw_only=True):
-    """One round that this peer played; written before its report is sent, and again with the receipt."""
+    """One round that this peer played; written when its state is kept and before it is reported."""
 
     round: int
     rewards: dict[str, float]  # mean reward of each stage
@@ -32,8 +36,18 @@ class RoundRecord(Struct, frozen=True, kw_only=True):
     state_before: str
     state_after: str
     dropped: dict[str, int] = {}  # what others sent and we refused, by reason
-    tx: str | None = None  # None until the report is on the ledger
-    late: bool = False  # reported after the round's end: keeps the chain, is not ranked
+
+    @property
+    def report(self) -> Report:
+        """What goes on the ledger."""
+        return Report(
+            round=self.round,
+            groups=self.groups,
+            reward_micros=self.reward_micros,
+            commitment=bytes.fromhex(self.commitment),
+            state_before=bytes.fromhex(self.state_before),
+            state_after=bytes.fromhex(self.state_after),
+        )
 
 
 class Status(Struct, frozen=True, kw_only=True):
@@ -41,7 +55,7 @@ class Status(Struct, frozen=True, kw_only=True):
 
     peer_id: str
     name: str
-    state: str  # "starting", "waiting", or the name of a stage
+    state: str  # "starting", "waiting", "listening", or the name of a stage
     round: int | None = None
 
 
@@ -55,6 +69,7 @@ class Records:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._db = sqlite3.connect(path, timeout=5)
         self._db.execute("PRAGMA journal_mode=WAL")
+        self._db.execute("PRAGMA synchronous=FULL")
         self._db.executescript(_SCHEMA)
 
     def close(self) -> None:
@@ -67,7 +82,7 @@ class Records:
         return self._db.execute("PRAGMA user_version").fetchone()[0] == _SCHEMA_VERSION
 
     def save(self, record: RoundRecord) -> None:
-        """Insert or replace a round's record, durably."""
+        """Keep a round's record, durably."""
         with self._db:
             self._db.execute(
                 "INSERT OR REPLACE INTO rounds VALUES (?, ?)", (record.round, msgspec.json.encode(record))
@@ -77,19 +92,6 @@ class Records:
         """All rounds, oldest first."""
         rows = self._db.execute("SELECT record FROM rounds ORDER BY round").fetchall()
         return [msgspec.json.decode(row[0], type=RoundRecord) for row in rows]
-
-    def begin(self, number: int) -> None:
-        """Note, durably, that a round is about to be played."""
-        with self._db:
-            self._db.execute("INSERT OR IGNORE INTO begun VALUES (?)", (number,))
-
-    def last_begun(self) -> int:
-        """The last round that was begun, finished or not; -1 before the first."""
-        return self._db.execute("SELECT coalesce(max(round), -1) FROM begun").fetchone()[0]
-
-    def unreported(self, since: int) -> list[RoundRecord]:
-        """Rounds from `since` on that are not on the ledger as far as we know."""
-        return [record for record in self.rounds() if record.round >= since and record.tx is None]
 
     def set_status(self, status: Status) -> None:
         """Replace the status."""

@@ -21,12 +21,11 @@ from swarm.cellmates import Answer, AnswerGroup, Cellmates, Critique, max_blob_b
 from swarm.draw import Draw
 from swarm.effects import Commit, Gather, Learn, Played, Publish, Sample, TrainingGroup
 from swarm.exchange import wire
-from swarm.manifest import STAGE_NUMBER, Manifest, Stage
+from swarm.manifest import MICROS, STAGE_NUMBER, Manifest, Stage
 from swarm.tasks import stages
 from swarm.tasks.stages import Named
 from swarm.verde.commitment import Commitment, Skip, group_digest, groups_root
 
-MICROS = 1_000_000
 # The end of each stage that is left for publishing: a group sampled in it would come too late.
 PUBLISH_SHARE = 0.15
 # Hashing spreads cells: one of twice the usual size is rare enough that a reader need not take more.

@@ -8,8 +8,7 @@ from rich.table import Table
 
 from identity import peer_id_text, peer_name
 from swarm.ledger.client import PeerRecord
-
-MICROS = 1_000_000
+from swarm.manifest import MICROS
 
 
 def leaderboard_table(records: Sequence[PeerRecord], title: str) -> Table:

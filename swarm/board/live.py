@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from swarm.ledger.client import LedgerClient
+from swarm.ledger.deliveries import Delivery
 from swarm.manifest import Manifest
 from swarm.records import RoundRecord, Status
 
@@ -25,6 +26,12 @@ class PeerView:
     running: bool = False
     status: Status | None = None
     records: list[RoundRecord] = field(default_factory=list)
+    deliveries: dict[int, Delivery] = field(default_factory=dict)  # by round
+
+    @property
+    def on_ledger(self) -> set[int]:
+        """Rounds whose report is in a block."""
+        return {number for number, delivery in self.deliveries.items() if delivery.state == "mined"}
 
 
 def live_table(peers: Sequence[PeerView], ledger: LedgerClient, manifest: Manifest, width: int) -> Table:
@@ -55,7 +62,7 @@ def live_table(peers: Sequence[PeerView], ledger: LedgerClient, manifest: Manife
             state if peer.running or state == "done" else "[red]gone[/red]",
             *[_reward(last, stage.name) for stage in shown],
             str(last.external_groups) if last else "",
-            str(sum(1 for record in peer.records if record.tx)),
+            str(len(peer.on_ledger)),
             sparkline([record.rewards.get("answer", 0.0) for record in peer.records][-SPARKS:]),
         )
     return table

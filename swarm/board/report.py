@@ -62,15 +62,12 @@ class Report(Struct, frozen=True, kw_only=True):
 def build(
     peers: Sequence[tuple[Identity, list[RoundRecord]]], ledger: LedgerClient, *, seed: int, seconds: float
 ) -> Report:
-    """Join the peers' records by round and read the ledger's totals.
-
-    A peer that was killed between sending a report and noting its receipt has no transaction in its
-    record; the ledger's events fill it in.
-    """
-    on_ledger = {(event.peer, event.round): event.tx for event in ledger.reports()}
+    """Join the peers' records by round with what the ledger says of them."""
+    on_ledger = {(event.peer, event.round): event for event in ledger.reports()}
     rounds: dict[int, dict[str, PeerRound]] = {}
     for identity, records in peers:
         for record in records:
+            reported = on_ledger.get((identity.peer, record.round))
             rounds.setdefault(record.round, {})[identity.peer_id] = PeerRound(
                 name=peer_name(identity.peer),
                 reward=record.rewards,
@@ -78,8 +75,8 @@ def build(
                 groups=record.groups,
                 external_groups=record.external_groups,
                 commitment=record.commitment,
-                tx=record.tx or on_ledger.get((identity.peer, record.round)),
-                late=record.late,
+                tx=reported.tx if reported else None,
+                late=bool(reported and reported.late),
                 dropped=record.dropped,
             )
     totals = {

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from hivemind.dht import DHTNode
 from hivemind.p2p import P2P
 
-from identity import Identity
+from identity import Identity, IdentityError
 from swarm.errors import ExchangeError, WireError
 from swarm.exchange import blobs, dht, wire
 from swarm.exchange.validator import ROUND_TOLERANCE, AnnouncementValidator, key_hash, reason
@@ -61,12 +61,19 @@ class Peer:
     """All coroutines here run in the exchange's own thread; `store` and the counters may be read from any."""
 
     def __init__(
-        self, identity: Identity, validator: AnnouncementValidator, store: blobs.BlobStore, reach: Reach
+        self,
+        identity: Identity,
+        signer: wire.Signer,
+        validator: AnnouncementValidator,
+        store: blobs.BlobStore,
+        reach: Reach,
     ) -> None:
         self.validator = validator
         self.store = store
         self.dropped: Counter[str] = Counter()
+        self.copies: set[Slot] = set()  # in which somebody else spoke with our key
         self._identity = identity
+        self._signer = signer
         self._reach = reach
         self._p2p: P2P | None = None
         self._node: DHTNode | None = None
@@ -133,11 +140,12 @@ class Peer:
         _, node = self._running()
         slot = Slot(announcement.round, announcement.stage, announcement.cell)
         key = wire.dht_key(announcement.swarm, *slot)
-        envelope = wire.sign(self._identity, announcement)
-        if self._announced.get(slot, envelope) != envelope:
-            raise ExchangeError(
-                f"round {slot.round} stage {slot.stage} is announced already: never a second one"
+        try:  # in a thread: the signer makes sure, on disk, that there is never a second one
+            envelope = await asyncio.to_thread(
+                wire.sign, self._identity.public_key, announcement, self._signer
             )
+        except IdentityError as error:
+            raise ExchangeError(f"not announced: {error}") from error
         try:
             self.validator.open(key_hash(key), self._identity.peer, envelope, announcement.expiration)
         except WireError as error:
@@ -163,10 +171,19 @@ class Peer:
     ) -> list[wire.Heard]:
         slot = Slot(round_number, stage, cell)
         by_peer = await self._from_dht(slot, timeout)
+        self._look_for_copies(slot, by_peer.get(self._identity.peer))
         if slot in self._announced:  # even when the nodes that stored it are gone
             own = wire.open_envelope(self._announced[slot])
             by_peer[own.peer] = own
         return [by_peer[peer] for peer in sorted(by_peer)]
+
+    def _look_for_copies(self, slot: Slot, ours: wire.Heard | None) -> None:
+        """An announcement signed with our key and not by us means that the key is in use elsewhere."""
+        if ours is None:
+            return
+        said = self._announced.get(slot)
+        if said is None or wire.open_envelope(said) != ours:
+            self.copies.add(slot)
 
     async def fetch(self, peer: bytes, digest: bytes, size_bytes: int, timeout: float) -> bytes:
         p2p, _ = self._running()

@@ -43,6 +43,7 @@ def _digest_order(heard: wire.Heard) -> bytes:
 class Exchange:
     """What a peer says and hears: announcements through the DHT, blobs over libp2p streams.
 
+    `signer` signs announcements; it must refuse a second, different one for a round and stage.
     `now` is the ledger's time in Unix seconds, asked for every record that arrives: it must neither block nor
     raise. `listen` and `initial_peers` are multiaddresses, the latter with `/p2p/<peer id>`. `nat_port_map`,
     `auto_nat`, `use_relay` and `announce_addresses` are libp2p's means to be reached from outside; all off is
@@ -52,6 +53,7 @@ class Exchange:
     def __init__(
         self,
         identity: Identity,
+        signer: wire.Signer,
         swarm_id: bytes,
         genesis: int,
         round_seconds: int,
@@ -69,7 +71,7 @@ class Exchange:
         validator = AnnouncementValidator(swarm_id, genesis, round_seconds, now)
         reach = Reach(tuple(listen), tuple(announce_addresses), nat_port_map, auto_nat, use_relay)
         self._initial_peers = tuple(initial_peers)
-        self._peer = Peer(identity, validator, BlobStore(blob_dir, max_blob_bytes), reach)
+        self._peer = Peer(identity, signer, validator, BlobStore(blob_dir, max_blob_bytes), reach)
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
@@ -126,6 +128,11 @@ class Exchange:
         total = Counter(self._peer.validator.refused)  # copying is atomic, adding two of them is not
         total.update(Counter(self._peer.dropped))
         return total
+
+    @property
+    def copies(self) -> int:
+        """In how many slots somebody else spoke with this peer's key; any at all means that a copy runs."""
+        return len(self._peer.copies)
 
     def peer_count(self) -> int:
         """How many peers this one's routing table lists."""

@@ -6,12 +6,13 @@ with a version, so a later format is refused by name instead of misread.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta, Struct
 
-from identity import Identity, IdentityError, PublicKey
+from identity import IdentityError, PublicKey
 from swarm.digest import Purpose, derive
 from swarm.errors import WireError
 
@@ -87,6 +88,9 @@ class Heard(Struct, frozen=True, kw_only=True):
     announcement: Announcement
 
 
+#: Signs a message for a round and stage with `swarm.pem`; `IdentityError` if another was signed there before.
+Signer = Callable[[int, int, bytes], bytes]
+
 T = TypeVar("T", Announcement, Envelope, GroupsBlob)
 
 
@@ -110,11 +114,11 @@ def expiration(genesis: int, round_seconds: int, round_number: int) -> int:
     return genesis + (round_number + 2) * round_seconds
 
 
-def sign(identity: Identity, announcement: Announcement) -> bytes:
-    """The envelope bytes that go into the DHT."""
+def sign(key: PublicKey, announcement: Announcement, signer: Signer) -> bytes:
+    """The envelope bytes that go into the DHT, signed by `signer` with the private half of `key`."""
     body = encode(announcement)
-    signature = identity.sign(_signed_message(announcement.swarm, body))
-    return encode(Envelope(modulus=identity.public_key.modulus, body=body, signature=signature))
+    signature = signer(announcement.round, announcement.stage, _signed_message(announcement.swarm, body))
+    return encode(Envelope(modulus=key.modulus, body=body, signature=signature))
 
 
 def open_envelope(data: bytes) -> Heard:

@@ -1,26 +1,29 @@
-"""The ledger as the rest of the project sees it: `deploy` or `connect`, then a `LedgerClient`.
+"""The ledger as the rest of the project reads it: `deploy` or `connect`, then a `LedgerClient`.
 
-A client is used from one thread, only its clock from any. Its calls wait for the chain: reading at most ten
-seconds a request, writing until the transaction is in a block (at most two minutes). Errors are
-`LedgerError`; of these `LedgerUnavailable` says that trying again later can help.
+Writing is done by `swarm.ledger.account`, or through a relay by `swarm.ledger.sponsor`. A client is used
+from one thread, only its clock from any; `LedgerClient.another` makes one for another thread. Its calls wait
+for the chain, at most ten seconds a request. Errors are `LedgerError`; of these `LedgerUnavailable` says that
+trying again later can help.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from swarm.errors import LedgerError, UsageError
+from swarm.errors import LedgerError, LedgerUnavailable, UsageError
 from swarm.ledger.blocks import BlockSearch
 from swarm.ledger.clock import LedgerClock
 from swarm.ledger.join import parse_join_line
 from swarm.ledger.records import (
+    Entry,
+    Facts,
     PeerRecord,
-    Receipt,
     Report,
     Reported,
-    hash_of,
     peer_record_of,
     reported_of,
 )
@@ -31,95 +34,149 @@ from swarm.manifest import MAX_MANIFEST_BYTES, Manifest, parse_canonical
 if TYPE_CHECKING:
     from eth_account.signers.local import LocalAccount
 
-    from identity import Identity
+__all__ = ["LedgerClient", "PeerRecord", "Report", "Reported", "connect", "deploy", "parse_join_line"]
 
-__all__ = [
-    "LedgerClient",
-    "PeerRecord",
-    "Receipt",
-    "Report",
-    "Reported",
-    "connect",
-    "deploy",
-    "parse_join_line",
-]
-
-REGISTER_DOMAIN = b"swarm/1/register"  # the contract's constant of the same name
+CONTRACT, VIEW = "SwarmCoordinator", "RLSwarmView"
 CLOCK_REQUEST_SECONDS = 2.0  # reading the clock never blocks a round for longer
 PAGE = 256  # the contract's MAX_PAGE
 ACTIVE_LAG = 2  # rounds; DESIGN.md, section 4: `active` counts the reporters two rounds earlier
 
+Progress = Callable[[str], None]
 
-def deploy(rpc_url: str, account: LocalAccount, manifest: Manifest, genesis: int) -> LedgerClient:
-    """Put a swarm on a chain; the client speaks for `account`.
+
+def deploy(
+    rpc_url: str,
+    account: LocalAccount,
+    manifest: Manifest,
+    genesis: int,
+    machine_dir: Path,
+    progress: Progress | None = None,
+) -> LedgerClient:
+    """Put a swarm on a chain; `account` pays.
 
     `genesis` is when round 0 begins, in Unix seconds; it may lie in the future, by at most a year.
+    `machine_dir` is where the account's transactions are written down; `progress` is told what is waited for.
     """
+    return LedgerClient(
+        rpc_url,
+        _deploy(
+            rpc_url,
+            account,
+            machine_dir,
+            CONTRACT,
+            (
+                manifest.canonical,
+                genesis,
+                manifest.round_seconds,
+                manifest.acceptance_window,
+                manifest.max_groups,
+                manifest.max_reward_micros,
+                manifest.stage_ends_millionths,
+            ),
+            progress,
+        ),
+    )
+
+
+def deploy_view(
+    ledger: LedgerClient, account: LocalAccount, machine_dir: Path, progress: Progress | None = None
+) -> str:
+    """Put an adapter beside the contract, with which readers of RL Swarm's contract work; its address."""
+    return _deploy(ledger.rpc_url, account, machine_dir, VIEW, (ledger.address,), progress)
+
+
+def _deploy(
+    rpc_url: str,
+    account: LocalAccount,
+    machine_dir: Path,
+    name: str,
+    arguments: tuple[Any, ...],
+    progress: Progress | None,
+) -> str:
+    import secrets
+
+    from swarm.ledger.transactions import AccountQueue
+
     rpc = Rpc(rpc_url)
-    contract = rpc.web3.eth.contract(abi=artifact()["abi"], bytecode=artifact()["bytecode"])
-    constructor = contract.constructor(manifest.canonical, genesis, manifest.round_seconds)
-    receipt = rpc.send(account, constructor, "deployment")
-    return LedgerClient(rpc_url, receipt["contractAddress"], account)
+    contract = rpc.web3.eth.contract(abi=artifact(name)["abi"], bytecode=artifact(name)["bytecode"])
+    queue = AccountQueue(rpc, account, machine_dir)
+    key = f"deployment of {name} {secrets.token_hex(8)}"  # each one is wanted
+    queue.submit(key, contract.constructor(*arguments))
+    deployed = queue.wait(key, progress=progress)
+    if deployed.state != "mined" or deployed.contract_address is None:
+        raise LedgerError(
+            f"the deployment of {name} failed: {deployed.error or deployed.state} ({deployed.tx})"
+        )
+    return deployed.contract_address
 
 
-def connect(join_line: str, account: LocalAccount | None = None) -> LedgerClient:
+def connect(join_line: str) -> LedgerClient:
     """The client for a line `address@rpc_url`, after a look that a swarm's contract is there.
 
     `UsageError` if the line is malformed, `LedgerError` if the address holds no or another contract.
     """
-    address, rpc_url = parse_join_line(join_line)
-    client = LedgerClient(rpc_url, address, account)
+    line = parse_join_line(join_line)
+    client = LedgerClient(line.rpc_url, line.address)
     client.check()
     return client
 
 
 class LedgerClient:
-    """One swarm's contract, read and, if `account` is given, written to. Makes no call before it is asked."""
+    """One swarm's contract, for reading. Makes no call before it is asked.
 
-    def __init__(self, rpc_url: str, contract_address: str, account: LocalAccount | None = None) -> None:
+    With `facts` from an earlier start, it needs no ledger for what never changes, and refuses to read from
+    another chain.
+    """
+
+    def __init__(self, rpc_url: str, contract_address: str, facts: Facts | None = None) -> None:
         self.address = contract_address
-        self.account = account
-        self._rpc = Rpc(rpc_url)
+        self.rpc_url = rpc_url
+        self._known = facts
+        self.rpc = Rpc(rpc_url)
         clock_rpc = Rpc(rpc_url, timeout_seconds=CLOCK_REQUEST_SECONDS)
         self._clock = LedgerClock(lambda: clock_rpc.block(None))
-        self._blocks = BlockSearch(self._rpc.block)
+        self._blocks = BlockSearch(self.rpc.block)
         self._beacons: dict[int, bytes | None] = {}
         self._active: dict[int, int] = {}
+
+    def another(self) -> LedgerClient:
+        """A client of the same swarm with connections of its own, for another thread."""
+        return LedgerClient(self.rpc_url, self.address, self.facts)
 
     @property
     def join_line(self) -> str:
         """The line that others join with: `address@rpc_url`."""
-        return f"{self.address}@{self._rpc.url}"
+        return f"{self.address}@{self.rpc_url}"
+
+    @property
+    def host(self) -> str:
+        """The server's name, for messages: the URL may hold somebody's API key."""
+        return self.rpc.host
 
     @property
     def chain_id(self) -> int:
         """The EVM chain's id."""
-        return self._rpc.chain_id
+        return self._known.chain_id if self._known else self.rpc.chain_id
 
     @cached_property
     def swarm_id(self) -> bytes:
         """32 bytes: SHA-256 of the canonical manifest."""
-        return bytes(self._read("swarmId"))
+        return self._known.swarm_id if self._known else bytes(self._read("swarmId"))
 
     @cached_property
     def genesis(self) -> int:
         """When round 0 begins, in Unix seconds."""
-        return int(self._read("genesis"))
+        return self._known.genesis if self._known else int(self._read("genesis"))
 
     @cached_property
     def round_seconds(self) -> int:
         """Length of a round in seconds."""
-        return int(self._read("roundSeconds"))
-
-    @cached_property
-    def acceptance_window(self) -> int:
-        """How many rounds after its round a report is still accepted, as late."""
-        return int(self._read("ACCEPTANCE_WINDOW"))
+        return self.manifest().round_seconds if self._known else int(self._read("roundSeconds"))
 
     def check(self) -> None:
         """Look that the address holds a swarm's contract; `LedgerError` if not."""
-        with self._rpc.asking("the contract's code"):
-            code = self._rpc.web3.eth.get_code(self.address)
+        with self.rpc.asking("the contract's code"):
+            code = self.rpc.web3.eth.get_code(self.address)
         if not code:
             raise LedgerError(f"no contract at {self.address} on chain {self.chain_id}: wrong address or URL")
         try:
@@ -129,25 +186,61 @@ class LedgerClient:
         if not well_formed:
             raise LedgerError(f"the contract at {self.address} is not a SwarmCoordinator")
 
-    def manifest(self) -> Manifest:
-        """The swarm's manifest from the deployment's event, checked against the swarm's id."""
-        block = int(self._read("deploymentBlock"))
-        with self._rpc.asking("the manifest"):
-            events = self._contract.events.SwarmCreated.get_logs(from_block=block, to_block=block)
-        if len(events) != 1:
+    def check_chain(self) -> None:
+        """`LedgerError` if the server's chain is not the one on which this swarm was found before."""
+        if self._known is None:
+            return
+        chain_id, first_block = self.rpc.served_chain()
+        found = (chain_id, first_block.hex())
+        if found != (self._known.chain_id, self._known.first_block):
             raise LedgerError(
-                f"{self._rpc.host} does not serve the deployment of {self.address}: try another RPC URL"
+                f"wrong chain: {self.host} serves chain {found[0]} that begins with block {found[1][:8]}, "
+                f"the swarm is on chain {self._known.chain_id} with block {self._known.first_block[:8]}"
             )
-        canonical = bytes(events[0]["args"]["manifest"])
+
+    def manifest(self, given: Manifest | None = None) -> Manifest:
+        """The swarm's manifest from the deployment's event, checked against the swarm's id and the contract.
+
+        `given` is one that the user has; it takes the event's place, for servers that have no old logs.
+        """
+        if self._known is not None:
+            return parse_canonical(self._known.manifest, f"of {self.address}")
+        canonical = given.canonical if given else self._logged_manifest()
         if len(canonical) > MAX_MANIFEST_BYTES or hashlib.sha256(canonical).digest() != self.swarm_id:
-            raise LedgerError(f"{self._rpc.host} serves a manifest that is not the one of {self.address}")
+            whose = "you gave" if given else f"{self.host} serves"
+            raise LedgerError(f"the manifest that {whose} is not the one of {self.address}")
         try:
             manifest = parse_canonical(canonical, f"of {self.address}")
         except UsageError as error:
             raise LedgerError(f"{error}; was it made by another version?") from error
-        if manifest.round_seconds != self.round_seconds:
+        if self._rules_on_chain() != (
+            manifest.round_seconds,
+            manifest.acceptance_window,
+            manifest.max_groups,
+            manifest.max_reward_micros,
+            manifest.stage_ends_millionths,
+        ):
             raise LedgerError(f"the manifest of {self.address} contradicts its contract; do not join it")
         return manifest
+
+    @property
+    def facts(self) -> Facts:
+        """What never changes; asked for unless it was given."""
+        if self._known is None:
+            self._known = self.find_facts()
+        return self._known
+
+    def find_facts(self, given: Manifest | None = None) -> Facts:
+        """Ask the ledger for the facts; `given` as in `manifest`. They are kept from then on."""
+        manifest = self.manifest(given)
+        self._known = Facts(
+            address=self.address,
+            chain_id=self.rpc.chain_id,
+            first_block=self.rpc.block(0).hash.hex(),
+            genesis=self.genesis,
+            manifest=manifest.canonical,
+        )
+        return self._known
 
     def now(self) -> float:
         """The ledger's time in Unix seconds, estimated between blocks; see `LedgerClock` for its error.
@@ -155,10 +248,6 @@ class LedgerClient:
         The one function that any thread may call.
         """
         return self._clock.now()
-
-    def now_without_asking(self) -> float:
-        """The same from what is known already; never blocks, for threads that must not. After a `now`."""
-        return self._clock.estimate()
 
     def beacon(self, round: int) -> bytes | None:
         """The 32-byte hash of the first block whose timestamp falls in `round`; None if there is none (yet).
@@ -184,75 +273,56 @@ class LedgerClient:
         if round < ACTIVE_LAG:
             return 0
         if round not in self._active:
-            final = self._rpc.block(None).timestamp >= self.genesis + (round - 1) * self.round_seconds
+            final = self.rpc.block(None).timestamp >= self.genesis + (round - 1) * self.round_seconds
             count = int(self._read("reporters", round - ACTIVE_LAG))
             if not final:
                 return count
             self._active[round] = count
         return self._active[round]
 
-    def register(self, identity: Identity) -> str | None:
-        """Bind the identity's peer to this client's account; the transaction's hash, None if bound already.
+    def account_of(self, peer: bytes) -> str | None:
+        """The checksummed account that speaks for a peer; None if it is not registered."""
+        account = str(self._read("accountOf", peer))
+        return account if int(account, 16) else None
 
-        `LedgerError` if the peer is bound to another account, which is for ever.
-        """
-        account = self._writer()
-        registered = str(self._read("accountOf", identity.peer))
-        if registered == account.address:
+    def bindings(self, peer: bytes) -> int:
+        """How often the peer was bound to an account: the number that its next proof must name."""
+        return int(self._read("bindings", peer))
+
+    def successor_of(self, peer: bytes) -> bytes | None:
+        """The peer to which a retired one handed over; None if it is not retired."""
+        successor = bytes(self._read("successorOf", peer))
+        return successor if any(successor) else None
+
+    def entry(self, peer: bytes, round: int) -> Entry | None:
+        """What storage says of a peer's report of a round; None if there is none. Needs no logs."""
+        reported, reward_micros, late_rounds, block_number = self._read("reportOf", peer, round)
+        if not reported:
             return None
-        # The message is put together here: a peer signs nothing that a server hands it.
-        message = REGISTER_DOMAIN + self.chain_id.to_bytes(32, "big")
-        message += bytes.fromhex(self.address[2:]) + bytes.fromhex(account.address[2:])
-        function = self._function("register", identity.public_key.modulus, identity.sign(message))
-        try:
-            return hash_of(self._rpc.send(account, function, "registration"))
-        except ContractRefusal as refusal:
-            mine = str(refusal.arguments.get("account", "")).lower() == account.address.lower()
-            if refusal.name == "AlreadyRegistered" and mine:
-                return None  # an earlier try, whose answer was lost, made it after all
-            raise
-
-    def report(self, report: Report) -> Receipt:
-        """Write a round's report. If the ledger has it already, with this commitment, that is success too."""
-        account = self._writer()
-        function = self._function(
-            "report",
-            report.peer,
-            report.round,
-            report.commitment,
-            report.state_before,
-            report.state_after,
-            report.groups,
-            report.reward_micros,
+        return Entry(
+            reward_micros=int(reward_micros), late_rounds=int(late_rounds), block_number=int(block_number)
         )
-        try:
-            receipt = self._rpc.send(account, function, "report")
-        except ContractRefusal as refusal:
-            if refusal.name != "AlreadyReported":
-                raise
-            earlier = self._find_report(report.peer, report.round)
-            if earlier is None or earlier.commitment != report.commitment:
-                raise
-            with self._rpc.asking("a receipt"):
-                receipt = self._rpc.web3.eth.get_transaction_receipt(earlier.tx)
-        return self._receipt(receipt, report)
-
-    def announce_bootnode(self, identity: Identity, multiaddr: str) -> str:
-        """Say where the identity's peer can be reached, replacing what it said before; the tx's hash."""
-        function = self._function("announceBootnode", identity.peer, multiaddr)
-        return hash_of(self._rpc.send(self._writer(), function, "bootnode announcement"))
 
     def bootnodes(self, max: int = 16) -> list[str]:
         """The multiaddrs announced last, newest first; anyone writes them, only printable ASCII is sure."""
         return [str(multiaddr) for multiaddr in self._read("bootnodes", max)]
+
+    def bootnode_of(self, peer: bytes) -> tuple[str, int]:
+        """What a peer announced and when that expires, in Unix seconds; ("", 0) if nothing."""
+        multiaddr, expires_at = self._read("bootnodeOf", peer)
+        return str(multiaddr), int(expires_at)
 
     def reports(self, from_round: int = 0) -> list[Reported]:
         """All reports of `from_round` and later rounds, in the ledger's order."""
         events = self._report_events(from_round)
         return [report for report in map(reported_of, events) if report.round >= from_round]
 
+    def find_report(self, peer: bytes, round: int) -> Reported | None:
+        """The logged report of one peer and round; None if the server's logs hold none."""
+        return next(map(reported_of, self._report_events(round, peer=peer, round=round)), None)
+
     def leaderboard(self) -> list[PeerRecord]:
-        """Every registered peer's sums, the highest on-time reward first."""
+        """The sums of every peer that ever reported, the highest on-time reward first."""
         records: list[PeerRecord] = []
         while page := self._read("records", len(records), PAGE):
             records += [peer_record_of(entry) for entry in page]
@@ -260,40 +330,49 @@ class LedgerClient:
                 break
         return sorted(records, key=lambda record: (-record.total_reward_micros, record.peer))
 
-    @cached_property
-    def _contract(self) -> Any:
-        return self._rpc.web3.eth.contract(address=self.address, abi=artifact()["abi"])
-
-    def _function(self, name: str, *arguments: Any) -> Any:
+    def function(self, name: str, *arguments: Any) -> Any:
+        """A call of one of the contract's functions, for whoever sends it."""
         return self._contract.functions[name](*arguments)
 
-    def _read(self, name: str, *arguments: Any) -> Any:
-        return self._rpc.call(self._function(name, *arguments), name)
+    def assume_time(self, unix_seconds: float) -> None:
+        """Begin with this as the ledger's time, until it answers for the first time."""
+        self._clock.assume(unix_seconds)
 
-    def _writer(self) -> LocalAccount:
-        if self.account is None:
-            raise LedgerError("this needs an account, and the ledger was opened only for reading")
-        return self.account
+    def now_without_asking(self) -> float:
+        """The time from what is known already; never blocks. After a `now` or `assume_time`."""
+        return self._clock.estimate()
+
+    @cached_property
+    def _contract(self) -> Any:
+        return self.rpc.web3.eth.contract(address=self.address, abi=artifact(CONTRACT)["abi"])
+
+    def _read(self, name: str, *arguments: Any) -> Any:
+        return self.rpc.call(self.function(name, *arguments), name)
+
+    def _logged_manifest(self) -> bytes:
+        block = int(self._read("deploymentBlock"))
+        try:
+            with self.rpc.asking("the manifest"):
+                events = self._contract.events.SwarmCreated.get_logs(from_block=block, to_block=block)
+        except LedgerUnavailable:
+            raise
+        except LedgerError:  # servers that drop old logs say so, each in words of its own
+            events = []
+        if len(events) != 1:
+            raise LedgerError(
+                f"{self.host} does not serve the deployment of {self.address}: "
+                "try another RPC URL, or --manifest FILE"
+            )
+        return bytes(events[0]["args"]["manifest"])
+
+    def _rules_on_chain(self) -> tuple[int, int, int, int, tuple[int, ...]]:
+        names = ("roundSeconds", "acceptanceWindow", "maxGroups", "maxRewardMicros")
+        round_seconds, window, groups, reward = (int(self._read(name)) for name in names)
+        return round_seconds, window, groups, reward, tuple(int(end) for end in self._read("stageEnds"))
 
     def _report_events(self, from_round: int, **filters: Any) -> Any:
         block = self._blocks.first_at(self.genesis + from_round * self.round_seconds)
         if block is None:
             return []
         first = max(block.number, int(self._read("deploymentBlock")))
-        return self._rpc.logs(self._contract.events.Reported, first, filters)
-
-    def _find_report(self, peer: bytes, round: int) -> Reported | None:
-        return next(map(reported_of, self._report_events(round, peer=peer, round=round)), None)
-
-    def _receipt(self, receipt: Any, report: Report) -> Receipt:
-        with self._rpc.asking("a receipt"):
-            events = self._contract.events.Reported().process_receipt(receipt)
-        for event in map(reported_of, events):
-            if (event.peer, event.round) == (report.peer, report.round):
-                return Receipt(
-                    tx=event.tx,
-                    block_number=event.block_number,
-                    late=event.late,
-                    gas_used=int(receipt["gasUsed"]),
-                )
-        raise LedgerError(f"transaction {hash_of(receipt)} holds no report of round {report.round}")
+        return self.rpc.logs(self._contract.events.Reported, first, filters)

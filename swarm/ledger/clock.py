@@ -39,7 +39,7 @@ class LedgerClock:
     def now(self) -> float:
         """The estimate, with one call to the chain at most every two seconds. Any thread may call it.
 
-        Raises `LedgerUnavailable` only before the chain's first answer.
+        Raises `LedgerUnavailable` only before the chain's first answer, if no time was assumed.
         """
         stale = self._offset is None or self._monotonic() - self._polled_at >= RESYNC_SECONDS
         # While one thread asks the chain, others take the estimate as it is, if there is one.
@@ -49,11 +49,18 @@ class LedgerClock:
             finally:
                 self._polled_at = self._monotonic()
                 self._polling.release()
+        if not self._offsets:
+            return self.estimate()  # assumed: the chain's first answer may set it back
         self._last = max(self._last, self.estimate())
         return self._last
 
+    def assume(self, unix_seconds: float) -> None:
+        """Take this as the time, until the chain answers for the first time."""
+        if self._offset is None:
+            self._offset = unix_seconds - self._monotonic()
+
     def estimate(self) -> float:
-        """The estimate as it is, without a call to the chain. Only after the first `now`."""
+        """The estimate as it is, without a call to the chain. Only after the first `now` or `assume`."""
         assert self._offset is not None
         return self._monotonic() + self._offset
 

@@ -5,6 +5,7 @@ Digests and peers are 32 bytes, rewards integer micro-units.
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 from msgspec import Struct
@@ -13,30 +14,43 @@ from msgspec import Struct
 class Report(Struct, frozen=True, kw_only=True):
     """What a peer says of one round."""
 
-    peer: bytes
     round: int
+    groups: int
+    reward_micros: int
     commitment: bytes
     state_before: bytes  # digest of the state before the update
     state_after: bytes
-    groups: int
-    reward_micros: int
+    verdicts: bytes = b""  # carried along for others to read; the contract does not look inside
+
+    @property
+    def fields(self) -> tuple[int, int, int, bytes, bytes, bytes, bytes]:
+        """The contract's struct `Report`, in its order."""
+        return (
+            self.round,
+            self.groups,
+            self.reward_micros,
+            self.commitment,
+            self.state_before,
+            self.state_after,
+            self.verdicts,
+        )
 
 
 class Reported(Report, frozen=True, kw_only=True):
-    """A report as the ledger holds it. `late` ones keep the chain of states but are not ranked."""
+    """A report as the ledger's log holds it. `late` ones keep the chain of states but are not ranked."""
 
+    peer: bytes
     late: bool
     tx: str
     block_number: int
 
 
-class Receipt(Struct, frozen=True, kw_only=True):
-    """A report is in this block."""
+class Entry(Struct, frozen=True, kw_only=True):
+    """What the ledger's storage says of one report, for ever."""
 
-    tx: str
+    reward_micros: int
+    late_rounds: int  # the clock's round when it came in, minus its round
     block_number: int
-    late: bool
-    gas_used: int
 
 
 class PeerRecord(Struct, frozen=True, kw_only=True):
@@ -48,6 +62,22 @@ class PeerRecord(Struct, frozen=True, kw_only=True):
     ranked_rounds: int  # reported on time
     total_reward_micros: int  # of the ranked rounds; what the leaderboard sorts by
     all_reward_micros: int  # of all reported rounds
+    head: bytes  # rolling digest over all its reports: shows whether the logs one was served are complete
+
+
+class Facts(Struct, frozen=True, kw_only=True):
+    """What never changes about a swarm on its ledger; a node keeps it, to start while the ledger is away."""
+
+    address: str  # checksummed, of the contract
+    chain_id: int
+    first_block: str  # hex hash of block 0: tells a devnet from the next one of the same chain id
+    genesis: int  # when round 0 begins, Unix seconds
+    manifest: bytes  # canonical
+
+    @property
+    def swarm_id(self) -> bytes:
+        """32 bytes: SHA-256 of the canonical manifest."""
+        return hashlib.sha256(self.manifest).digest()
 
 
 class Block(Struct, frozen=True):
@@ -74,6 +104,7 @@ def reported_of(event: Any) -> Reported:
         state_after=bytes(arguments["stateAfter"]),
         groups=int(arguments["groups"]),
         reward_micros=int(arguments["rewardMicros"]),
+        verdicts=bytes(arguments["verdicts"]),
         late=bool(arguments["late"]),
         tx=hash_of(event),
         block_number=int(event["blockNumber"]),
@@ -82,7 +113,7 @@ def reported_of(event: Any) -> Reported:
 
 def peer_record_of(entry: Any) -> PeerRecord:
     """A `PeerRecord` of the contract as web3 decodes it."""
-    peer, account, rounds, ranked_rounds, ranked_reward, reward = entry
+    peer, account, rounds, ranked_rounds, ranked_reward, reward, head = entry
     return PeerRecord(
         peer=bytes(peer),
         account=str(account),
@@ -90,4 +121,5 @@ def peer_record_of(entry: Any) -> PeerRecord:
         ranked_rounds=int(ranked_rounds),
         total_reward_micros=int(ranked_reward),
         all_reward_micros=int(reward),
+        head=bytes(head),
     )

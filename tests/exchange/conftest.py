@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from exchange_cast import Rogue, Swarm
+from exchange_cast import Rogue, Swarm, signer_of
 
 from identity import Identity
 from swarm.exchange.service import Exchange
+from swarm.exchange.wire import Signer
 
 KEYS = 5
 
@@ -35,11 +36,15 @@ def make_exchange(
     identities: list[Identity], swarm: Swarm, tmp_path: Path
 ) -> Iterator[Callable[..., Exchange]]:
     """Starts an exchange as the n-th identity, joining through the given ones; stops all at the end."""
+    signers: dict[int, Signer] = {}
     with ExitStack() as stack:
 
         def make(n: int, *bootstrap: Exchange, **settings: Any) -> Exchange:
+            if n not in signers:
+                signers[n] = signer_of(identities[n], tmp_path / f"journal-{n}.sqlite")
             exchange = Exchange(
                 identities[n],
+                signers[n],
                 swarm.swarm_id,
                 swarm.genesis,
                 swarm.round_seconds,

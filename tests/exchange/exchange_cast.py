@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -15,7 +16,7 @@ from hivemind.dht.routing import DHTID
 from hivemind.p2p import P2P, PeerID
 from hivemind.utils.timed_storage import ValueWithExpiration
 
-from identity import Identity
+from identity import Identity, Journal, Slot
 from swarm.exchange import wire
 from swarm.exchange.dht import node_id
 
@@ -119,6 +120,19 @@ class Rogue:
     def serve(self, protocol: str, handler: Callable[..., Any]) -> None:
         """Answer the streams of a protocol with `handler(stream_info, reader, writer)`."""
         self.run(self.p2p.add_binary_stream_handler(protocol, handler))
+
+
+def signer_of(identity: Identity, path: Path) -> wire.Signer:
+    """Signs as a node does: through a journal."""
+    journal = Journal.create(path, identity.peer)
+    return lambda number, stage, message: journal.sign(identity, Slot("test", number, stage), message)
+
+
+def signed(identity: Identity, announcement: wire.Announcement) -> bytes:
+    """An envelope by somebody who keeps no journal."""
+    return wire.sign(
+        identity.public_key, announcement, lambda _round, _stage, message: identity.sign(message)
+    )
 
 
 def key_of(announcement: wire.Announcement) -> str:

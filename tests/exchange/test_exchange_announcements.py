@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 
 import pytest
-from exchange_cast import key_of
+from exchange_cast import key_of, signed
 
 from swarm.errors import ExchangeError
-from swarm.exchange import wire
 
 
 def test_announcement_reaches_every_other_peer(make_exchange, swarm, identities):
@@ -31,7 +30,7 @@ def test_second_announcement_does_not_replace_the_first(make_exchange, make_rogu
     rogue = make_rogue(1, victim)
     first, second = swarm.announcement(blob=b"1" * 32), swarm.announcement(blob=b"2" * 32)
     for announcement, stored in ((first, True), (second, False), (first, False)):
-        envelope = wire.sign(rogue.identity, announcement)
+        envelope = signed(rogue.identity, announcement)
         peer = rogue.identity.peer
         assert rogue.store(key_of(announcement), envelope, announcement.expiration, peer) is stored
     assert [heard.announcement for heard in victim.heard(swarm.round, 0, 0)] == [first]
@@ -41,7 +40,7 @@ def test_own_slot_is_announced_once(make_exchange, swarm):
     exchange = make_exchange(0)
     exchange.announce(swarm.announcement())
     exchange.announce(swarm.announcement())  # a retry of the same is harmless
-    with pytest.raises(ExchangeError, match="announced already"):
+    with pytest.raises(ExchangeError, match="signed something else already"):
         exchange.announce(swarm.announcement(blob=b"x" * 32))
     exchange.announce(swarm.announcement(stage=1))
     assert len(exchange.heard(swarm.round, 0, 0)) == 1
@@ -64,7 +63,7 @@ def test_announcement_that_nodes_would_refuse_is_not_sent(make_exchange, swarm, 
 def forgeries(swarm, sender, other):
     """Name of the counted reason, then the record: key, value, expiration, subkey."""
     good = swarm.announcement(cell=5)
-    envelope = wire.sign(sender, good)
+    envelope = signed(sender, good)
     key, expiration, peer = key_of(good), good.expiration, sender.peer
     elsewhere = key_of(swarm.announcement(cell=6))
     foreign = swarm.announcement(swarm=b"\x02" * 32, cell=5)
@@ -77,12 +76,12 @@ def forgeries(swarm, sender, other):
         ("subkey is not the signer's peer digest", key, envelope, expiration, other.peer),
         ("subkey is not a peer digest", key, envelope, expiration, "text"),
         ("key is not that of the announced round, stage and cell", elsewhere, envelope, expiration, peer),
-        ("announcement is of another swarm", key_of(foreign), wire.sign(sender, foreign), expiration, peer),
+        ("announcement is of another swarm", key_of(foreign), signed(sender, foreign), expiration, peer),
         ("expiration is not the one that the round fixes", key, envelope, expiration + 1.0, peer),
-        ("expiration is not the one that the round fixes", key, wire.sign(sender, endless), 2.0**40, peer),
+        ("expiration is not the one that the round fixes", key, signed(sender, endless), 2.0**40, peer),
         ("plain value instead of a dictionary's", key, envelope, expiration, None),
-        ("round is ahead of the clock", key_of(early), wire.sign(sender, early), early.expiration, peer),
-        ("round is too old", key_of(old), wire.sign(sender, old), old.expiration, peer),
+        ("round is ahead of the clock", key_of(early), signed(sender, early), early.expiration, peer),
+        ("round is too old", key_of(old), signed(sender, old), old.expiration, peer),
     ]
 
 
@@ -98,7 +97,7 @@ def test_forged_records_are_refused_and_counted_and_good_ones_stay(
         assert victim.dropped[reason] == before + 1, reason
     assert [heard.peer for heard in victim.heard(swarm.round, 0, 5)] == [identities[0].peer]
     good = swarm.announcement(cell=5)
-    assert rogue.store(key_of(good), wire.sign(rogue.identity, good), good.expiration, rogue.identity.peer)
+    assert rogue.store(key_of(good), signed(rogue.identity, good), good.expiration, rogue.identity.peer)
     assert len(victim.heard(swarm.round, 0, 5)) == 2
 
 
@@ -107,8 +106,8 @@ def test_one_bad_record_in_an_answer_hides_no_good_one(make_exchange, make_rogue
     rogue = make_rogue(1, reader)
     good = swarm.announcement()
     records = {
-        identities[2].peer: wire.sign(identities[2], good),
-        identities[3].peer: wire.sign(identities[2], good),  # not its signer's
+        identities[2].peer: signed(identities[2], good),
+        identities[3].peer: signed(identities[2], good),  # not its signer's
         identities[4].peer: b"rubbish",
     }
     rogue.answer(key_of(good), records, good.expiration)
@@ -123,10 +122,10 @@ def test_answer_that_claims_to_last_for_ever_does_not_stop_the_search(
     reader = make_exchange(0)
     rogue = make_rogue(1, reader)
     good = swarm.announcement()
-    rogue.answer(key_of(good), {identities[2].peer: wire.sign(identities[2], good)}, good.expiration)
+    rogue.answer(key_of(good), {identities[2].peer: signed(identities[2], good)}, good.expiration)
     rogue.claim_expiration(key_of(good), math.inf)
     assert len(reader.heard(swarm.round, 0, 0)) == 1
-    late = {identities[3].peer: wire.sign(identities[3], good)}
+    late = {identities[3].peer: signed(identities[3], good)}
     rogue.answer(key_of(good), late, good.expiration)
     assert len(reader.heard(swarm.round, 0, 0)) == 2
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
-from exchange_cast import key_of, one_group
+from exchange_cast import key_of, one_group, signed
 
 from swarm.exchange import blobs, wire
 
@@ -37,7 +37,7 @@ def test_silent_peer_is_left_out_when_its_time_is_over(make_exchange, make_rogue
 
     rogue.serve(blobs.PROTOCOL, silent)
     announcement = swarm.announcement(hashlib.sha256(b"never comes").digest(), 11)
-    envelope = wire.sign(rogue.identity, announcement)
+    envelope = signed(rogue.identity, announcement)
     assert rogue.store(key_of(announcement), envelope, announcement.expiration, rogue.identity.peer)
     _contribute(own, swarm, one_group())
     collected = own.collect(swarm.round, 0, 0, timeout=2, max_peers=16)

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import psutil
 import pytest
+from exchange_cast import signer_of
 
 from identity import Identity
 from swarm.errors import ExchangeError
@@ -80,7 +81,14 @@ def test_taken_port_is_one_line_that_names_it(make_exchange):
 def test_unreachable_and_malformed_initial_peers_are_a_warning(identities, swarm, tmp_path, caplog):
     bad = [f"/ip4/127.0.0.1/tcp/1/p2p/{identities[4].peer_id}", "/ip4/127.0.0.1/tcp/1", "rubbish"]
     exchange = Exchange(
-        identities[0], swarm.swarm_id, swarm.genesis, 3600, time.time, tmp_path, initial_peers=bad
+        identities[0],
+        signer_of(identities[0], tmp_path / "journal.sqlite"),
+        swarm.swarm_id,
+        swarm.genesis,
+        3600,
+        time.time,
+        tmp_path,
+        initial_peers=bad,
     )
     with caplog.at_level(logging.WARNING), exchange:
         assert exchange.peer_count() == 0
@@ -100,7 +108,9 @@ import sys, time
 from pathlib import Path
 from identity import Identity
 from swarm.exchange.service import Exchange
-exchange = Exchange(Identity.load(Path(sys.argv[1])), bytes(32), 0, 3600, time.time, Path(sys.argv[2]))
+identity = Identity.load(Path(sys.argv[1]))
+signer = lambda *slot: identity.sign(slot[-1])
+exchange = Exchange(identity, signer, bytes(32), 0, 3600, time.time, Path(sys.argv[2]))
 exchange.start()
 print("started", flush=True)
 sys.stdin.read()

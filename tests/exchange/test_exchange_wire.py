@@ -6,7 +6,7 @@ from contextlib import suppress
 
 import msgspec
 import pytest
-from exchange_cast import one_group
+from exchange_cast import one_group, signed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -33,7 +33,7 @@ def envelope(identities) -> bytes:
         blob=bytes(32),
         blob_bytes=5,
     )
-    return wire.sign(identities[0], announcement)
+    return signed(identities[0], announcement)
 
 
 def test_signed_announcement_opens_and_fits(envelope, identities):

@@ -36,6 +36,6 @@ def manifest() -> Manifest:
 
 
 @pytest.fixture
-def ledger(chain: Chain, manifest: Manifest) -> LedgerClient:
-    """A new swarm whose round 0 begins now, written to by an account of its own."""
-    return deploy(chain.devnet.rpc_url, chain.funded_account(), manifest, chain.time)
+def ledger(chain: Chain, manifest: Manifest, machine_dir: Path) -> LedgerClient:
+    """A new swarm whose round 0 begins now."""
+    return deploy(chain.devnet.rpc_url, chain.funded_account(), manifest, chain.time, machine_dir)

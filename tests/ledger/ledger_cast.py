@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from eth_account import Account
 from eth_account.signers.local import LocalAccount
 
-from identity import Identity
 from swarm.ledger.client import LedgerClient, Report
 from swarm.ledger.devnet import Devnet
 
@@ -41,17 +40,9 @@ class Chain:
         return account
 
 
-def other_account(ledger: LedgerClient, chain: Chain) -> LedgerClient:
-    """The same swarm, written to by another account."""
-    return LedgerClient(chain.devnet.rpc_url, ledger.address, chain.funded_account())
-
-
-def make_report(
-    identity: Identity, round: int, *, reward_micros: int = 1_500_000, note: bytes = b""
-) -> Report:
-    digest = hashlib.sha256(identity.peer + round.to_bytes(8, "big") + note).digest()
+def make_report(round: int, *, reward_micros: int = 1_500_000, note: bytes = b"") -> Report:
+    digest = hashlib.sha256(round.to_bytes(8, "big") + note).digest()
     return Report(
-        peer=identity.peer,
         round=round,
         commitment=digest,
         state_before=hashlib.sha256(b"before" + digest).digest(),

@@ -1,0 +1,164 @@
+"""`outbox.sqlite`: what a peer has to say on the ledger, and how far each report is.
+
+Written by the node's thread (`put`) and the outbox's; read by anybody's.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+from msgspec import Struct
+
+from swarm.ledger.records import Report
+
+State = Literal["queued", "sent", "mined", "failed"]
+
+# All or nothing, so that a reader who comes too early sees version 0 and no half of it.
+_SCHEMA_VERSION = 1
+_SCHEMA = f"""
+BEGIN;
+CREATE TABLE IF NOT EXISTS deliveries (
+    round INTEGER PRIMARY KEY, report BLOB NOT NULL, parcel TEXT, state TEXT NOT NULL, tx TEXT,
+    late INTEGER, block INTEGER, watched INTEGER NOT NULL DEFAULT 1, error TEXT
+);
+CREATE INDEX IF NOT EXISTS unfinished ON deliveries (state, watched);
+PRAGMA user_version = {_SCHEMA_VERSION};
+COMMIT;
+"""
+_COLUMNS = "round, report, parcel, state, tx, late, block, error"
+
+
+class Delivery(Struct, frozen=True, kw_only=True):
+    """One report on its way. `late` and `block` are known once it is mined; `error` says what holds it up."""
+
+    round: int
+    report: Report
+    parcel: str | None = None  # the reports that are sent together have one; fixed before anything is sent
+    state: State = "queued"
+    tx: str | None = None
+    late: bool | None = None
+    block: int | None = None
+    error: str | None = None
+
+
+class Deliveries:
+    """The file in WAL mode. What is written is durable, else `sqlite3.OperationalError`."""
+
+    def __init__(self, path: Path, *, read_only: bool = False) -> None:
+        self._lock = threading.Lock()
+        if read_only:
+            self._db = sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=5, check_same_thread=False)
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._db = sqlite3.connect(path, timeout=5, check_same_thread=False)
+        self._db.execute("PRAGMA journal_mode=WAL")
+        self._db.execute("PRAGMA synchronous=FULL")
+        self._db.executescript(_SCHEMA)
+
+    def close(self) -> None:
+        """Close the file."""
+        with self._lock:
+            self._db.close()
+
+    @property
+    def exist(self) -> bool:
+        """Whether the writer has made its tables; a reader may come before."""
+        return bool(self._query("PRAGMA user_version")[0][0] == _SCHEMA_VERSION)
+
+    def put(self, report: Report) -> None:
+        """Queue a round's report; one that is there already stays as it is."""
+        self._change(
+            "INSERT OR IGNORE INTO deliveries (round, report, state) VALUES (?, ?, 'queued')",
+            [(report.round, msgspec.msgpack.encode(report))],
+        )
+
+    def all(self) -> list[Delivery]:
+        """Every delivery, oldest round first."""
+        return [_delivery(row) for row in self._query(f"SELECT {_COLUMNS} FROM deliveries ORDER BY round")]
+
+    def open(self) -> list[Delivery]:
+        """Those that are queued or sent, oldest first."""
+        return [
+            _delivery(row)
+            for row in self._query(
+                f"SELECT {_COLUMNS} FROM deliveries WHERE state IN ('queued', 'sent') ORDER BY round"
+            )
+        ]
+
+    def watched(self) -> list[Delivery]:
+        """Those that are mined in blocks that the chain might still take back."""
+        return [
+            _delivery(row)
+            for row in self._query(
+                f"SELECT {_COLUMNS} FROM deliveries WHERE state = 'mined' AND watched ORDER BY round"
+            )
+        ]
+
+    def pack(self, parcel: str, rounds: Sequence[int]) -> None:
+        """Fix which reports are sent together."""
+        self._change(
+            "UPDATE deliveries SET parcel = ? WHERE round = ?", [(parcel, number) for number in rounds]
+        )
+
+    def unpack(self, rounds: Sequence[int], error: str | None = None) -> None:
+        """Queue reports again, each for itself."""
+        self._change(
+            "UPDATE deliveries SET parcel = NULL, state = 'queued', tx = NULL, error = ? WHERE round = ?",
+            [(error, number) for number in rounds],
+        )
+
+    def sent(self, rounds: Sequence[int], tx: str | None) -> None:
+        """They are in this transaction, which no block has yet; None while only a relay knows it."""
+        self._change(
+            "UPDATE deliveries SET state = 'sent', tx = ?, error = NULL WHERE round = ?",
+            [(tx, number) for number in rounds],
+        )
+
+    def held_up(self, rounds: Sequence[int], error: str) -> None:
+        """They are tried again; say why they wait."""
+        self._change(
+            "UPDATE deliveries SET error = ? WHERE round = ?", [(error, number) for number in rounds]
+        )
+
+    def mined(self, number: int, tx: str | None, *, late: bool, block: int) -> None:
+        """The report is on the ledger."""
+        self._change(
+            "UPDATE deliveries SET state = 'mined', tx = coalesce(?, tx), late = ?, block = ?, watched = 1, "
+            "error = NULL WHERE round = ?",
+            [(tx, late, block, number)],
+        )
+
+    def failed(self, number: int, error: str) -> None:
+        """The ledger will never take the report."""
+        self._change("UPDATE deliveries SET state = 'failed', error = ? WHERE round = ?", [(error, number)])
+
+    def settle(self, up_to_block: int) -> None:
+        """Stop watching what is mined in this block or an earlier one."""
+        self._change("UPDATE deliveries SET watched = 0 WHERE watched AND block <= ?", [(up_to_block,)])
+
+    def _change(self, statement: str, rows: Sequence[tuple[object, ...]]) -> None:
+        with self._lock, self._db:
+            self._db.executemany(statement, rows)
+
+    def _query(self, statement: str) -> list[tuple[Any, ...]]:
+        with self._lock:
+            return self._db.execute(statement).fetchall()
+
+
+def _delivery(row: tuple[Any, ...]) -> Delivery:
+    number, report, parcel, state, tx, late, block, error = row
+    return Delivery(
+        round=number,
+        report=msgspec.msgpack.decode(report, type=Report),
+        parcel=parcel,
+        state=state,
+        tx=tx,
+        late=None if late is None else bool(late),
+        block=block,
+        error=error,
+    )

@@ -1,0 +1,120 @@
+"""Watches the ledger in a thread of its own, so that one that is slow or away never holds up a round."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from typing import NamedTuple
+
+from swarm.errors import LedgerError
+from swarm.ledger.client import LedgerClient
+
+log = logging.getLogger("swarm.ledger")
+
+POLL_SECONDS = 0.1  # while a round's beacon is waited for
+IDLE_SECONDS = 1.0
+FIRST_BACKOFF, MAX_BACKOFF = 0.5, 15.0  # seconds, doubling, while the ledger is away
+STOP_SECONDS = 1.0
+NO_BLOCK = "the ledger made no block"
+
+
+class Seen(NamedTuple):
+    """What a round is drawn from."""
+
+    beacon: bytes
+    active: int
+
+
+class Follower:
+    """Knows the ledger's time, each round's beacon and the bootnodes. Nothing here blocks but `await_round`.
+
+    `ledger` is for the follower's thread alone; its clock has a time already (asked or assumed).
+    """
+
+    def __init__(self, ledger: LedgerClient) -> None:
+        self._ledger = ledger
+        self._changed = threading.Condition()
+        self._seen: dict[int, Seen] = {}
+        self._bootnodes: list[str] = []
+        self.lonely = False  # set it while bootnodes are urgent: they are then read every second
+        self._checked_in = -1  # the round in which we made sure of the chain
+        self._away_since: float | None = None
+        self._backoff = FIRST_BACKOFF
+        self.trouble = NO_BLOCK  # why there is no beacon
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="follower", daemon=True)
+
+    def start(self) -> None:
+        """Begin to watch."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop; a request under way is not waited for."""
+        self._stopping.set()
+        if self._thread.is_alive():
+            self._thread.join(STOP_SECONDS)
+
+    def now(self) -> float:
+        """The ledger's time in Unix seconds, as far as it is known."""
+        return self._ledger.now_without_asking()
+
+    def bootnodes(self) -> list[str]:
+        """The bootnodes that the ledger listed last."""
+        return self._bootnodes
+
+    def await_round(self, number: int, until: float) -> Seen | None:
+        """A round's beacon and count of active peers; None if not seen by `until` (Unix seconds)."""
+        with self._changed:
+            while number not in self._seen:
+                left = until - self.now()
+                if left <= 0:
+                    return None
+                self._changed.wait(min(left, IDLE_SECONDS))
+            return self._seen[number]
+
+    def _run(self) -> None:
+        pause = 0.0
+        while not self._stopping.wait(pause):
+            try:
+                pause = self._look()
+            except LedgerError as error:
+                pause = self._away(error)
+
+    def _look(self) -> float:
+        """Look at the chain once; how many seconds until the next look."""
+        ledger = self._ledger
+        number = int((ledger.now() - ledger.genesis) // ledger.round_seconds)
+        if self.lonely:
+            self._bootnodes = ledger.bootnodes()
+        if number < 0:
+            return min(IDLE_SECONDS, max(POLL_SECONDS, ledger.genesis - self.now()))
+        if self._checked_in != number or self._away_since is not None:
+            ledger.check_chain()  # another one may answer at this URL now
+            self._checked_in = number
+        self._back()
+        if number not in self._seen:
+            beacon = ledger.beacon(number)
+            if beacon is None:
+                return POLL_SECONDS
+            seen = Seen(beacon, ledger.active(number))
+            with self._changed:
+                self._seen = {number: seen}
+                self._changed.notify_all()
+            self._bootnodes = ledger.bootnodes()
+        next_round = ledger.genesis + (number + 1) * ledger.round_seconds
+        return min(IDLE_SECONDS, max(POLL_SECONDS, next_round - self.now()))
+
+    def _away(self, error: LedgerError) -> float:
+        if self._away_since is None:
+            self._away_since = time.monotonic()
+        if self.trouble != str(error):
+            log.warning("ledger away, training goes on in rounds of our own error=%r", str(error))
+        self.trouble = str(error)
+        self._backoff, pause = min(2 * self._backoff, MAX_BACKOFF), self._backoff
+        return pause
+
+    def _back(self) -> None:
+        if self._away_since is not None:
+            log.info("ledger back after_seconds=%.0f", time.monotonic() - self._away_since)
+        self._away_since, self._backoff, self.trouble = None, FIRST_BACKOFF, NO_BLOCK

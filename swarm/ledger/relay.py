@@ -1,0 +1,483 @@
+"""A relay: pays for the transactions of peers without gas, which sign what they want to have sent.
+
+This is its desk; `relay_server` puts it on HTTP. Everything here runs in one thread (`Rpc` is for one), except
+`check_swarm` and `present`. A request goes through these steps, and a relay killed between any two goes on
+where it was:
+
+    1. checked, cheapest first: contract and chain, quotas, signatures, membership, a trial run on the ledger
+    2. accepted: written to `relay.sqlite`; only then is the peer told so
+    3. sent through the account's queue, under a key made of its digest, so that it is sent once
+    4. followed until it is mined, and too deep to be taken back
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from msgspec import Struct
+
+from identity import IdentityError, PublicKey, peer_id_text, registration_message
+from identity.files import read_private_file
+from swarm.errors import LedgerError, LedgerUnavailable, UsageError
+from swarm.ledger.client import LedgerClient
+from swarm.ledger.records import Report
+from swarm.ledger.refusals import ContractRefusal
+from swarm.ledger.relay_store import Kind, Promise, RelayStore
+from swarm.ledger.relay_wire import Answer, Bootnode, Problem, Registration, Reports, Request
+from swarm.ledger.transactions import AccountQueue, Submitted
+from swarm.ledger.typed import signer_of_bootnode, signer_of_registration, signer_of_reports
+
+if TYPE_CHECKING:
+    from eth_account.signers.local import LocalAccount
+
+log = logging.getLogger("swarm.ledger")
+
+DEFAULT_PORT = 8733
+FOLLOW_SECONDS = 1.0  # between looks at what no block has yet
+WATCH_SECONDS = 15.0  # and at what one has, but not deep enough
+SETTLED_BLOCKS = 64  # no chain in use reorganizes deeper
+BALANCE_SECONDS = 10.0  # the relay's own balance is that old at most
+GIVE_UP_SECONDS = 86_400.0  # on a request that nobody refuses and nobody takes
+MAX_INVITES_BYTES = 1 << 20
+MIN_INVITE_CHARACTERS = 8  # shorter ones can be guessed by trying
+WEI_PER_ETHER = 10**18
+
+
+class Quotas(Struct, frozen=True, kw_only=True):
+    """How much a relay gives away. Days are UTC's."""
+
+    registrations_per_day: int = 1000
+    registrations_per_client: int = 10  # a day and client address
+    bootnodes_per_day: int = 4  # announcements of a peer
+    verdict_bytes: int = 1024  # of a report
+    retries: int = 3  # of a peer's round that failed; one that did not is paid for once
+    min_balance_ether: float = 0.01  # below this, nothing is accepted
+
+
+@dataclass(frozen=True)
+class RelayOptions:
+    """A relay's place. Behind a reverse proxy, `registrations_per_client` counts the proxy: raise it."""
+
+    swarm: str  # the join line
+    account: LocalAccount  # pays; may be used elsewhere on this machine at the same time
+    home: Path  # of `relay.sqlite`
+    host: str = "127.0.0.1"
+    port: int = DEFAULT_PORT  # 0 takes a free one
+    invites: Path | None = None  # a file with mode 0600: a code and its uses (default 1) on each line
+    quotas: Quotas = field(default_factory=Quotas)
+
+
+class Info(Struct, frozen=True, kw_only=True):
+    """`GET /`."""
+
+    contract: str
+    chain_id: int
+    account: str
+    invite_needed: bool
+    quotas: Quotas
+    accepting: bool
+    reason: str | None = None  # why it accepts nothing now
+
+
+class Refused(LedgerError):
+    """A request that the relay does not take, as an HTTP status and what the peer is told."""
+
+    def __init__(self, status: int, code: str, error: str) -> None:
+        super().__init__(error)
+        self.status = status
+        self.problem = Problem(code, error)
+
+
+class Invites:
+    """The file of codes, read anew each time, so that its owner can add some."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def read(self) -> dict[str, int]:
+        """The uses of every code, by the code's digest. `IdentityError` if others can read the file."""
+        found: dict[str, int] = {}
+        text = read_private_file(self._path, MAX_INVITES_BYTES).decode(errors="replace")
+        for number, line in enumerate(text.splitlines(), 1):
+            words = line.partition("#")[0].split()
+            if not words:
+                continue
+            uses = words[1] if len(words) > 1 else "1"
+            # Names the line, never the code.
+            if len(words) > 2 or not (uses.isascii() and uses.isdigit()):
+                raise UsageError(
+                    f"{self._path}, line {number}: expected a code, then how often it may be used"
+                )
+            if len(words[0]) < MIN_INVITE_CHARACTERS:
+                raise UsageError(
+                    f"{self._path}, line {number}: a code needs {MIN_INVITE_CHARACTERS} characters or more"
+                )
+            found[_digest_of_invite(words[0])] = int(uses)
+        return found
+
+    def find(self, code: str) -> tuple[str, int] | None:
+        """A code's digest and uses; None if it is not in the file. Takes as long for any code."""
+        given, found = _digest_of_invite(code), None
+        for digest, uses in self.read().items():
+            if hmac.compare_digest(digest, given):
+                found = digest, uses
+        return found
+
+
+class Relay:
+    """What a relay decides and does. `LedgerError` if its file, invites or the ledger cannot be used."""
+
+    def __init__(self, options: RelayOptions, ledger: LedgerClient, machine_dir: Path) -> None:
+        self.stopping = False  # set from another thread: what is not sent yet waits for the next start
+        self.address = str(options.account.address)
+        self._ledger = ledger
+        self._quotas = options.quotas
+        self._queue = AccountQueue(ledger.rpc, options.account, machine_dir)
+        self._invites = Invites(options.invites) if options.invites else None
+        if self._invites:
+            self._invites.read()
+        self._chain_id, first_block = ledger.rpc.served_chain()
+        self._store = RelayStore(options.home / "relay.sqlite")
+        self._store.belong_to(f"{ledger.address} on chain {self._chain_id}, block 0 {first_block.hex()[:16]}")
+        self._store.prune(time.time())
+        self._balance, self._balance_read = 0, float("-inf")
+        self._follow_at = 0.0
+
+    def close(self) -> None:
+        """Close the files."""
+        self._store.close()
+        self._queue.close()
+
+    # What peers ask for.
+
+    def info(self) -> Info:
+        """What the relay is and whether it accepts."""
+        reason = None
+        try:
+            self._check_balance()
+        except Refused as refused:
+            reason = str(refused)
+        except LedgerError:
+            reason = "the ledger does not answer the relay"
+        return Info(
+            contract=self._ledger.address,
+            chain_id=self._chain_id,
+            account=self.address,
+            invite_needed=self._invites is not None,
+            quotas=self._quotas,
+            accepting=reason is None,
+            reason=reason,
+        )
+
+    def check_swarm(self, request: Request) -> None:
+        """`Refused` if the request is for another swarm. From any thread."""
+        if (request.chain_id, request.contract.lower()) != (self._chain_id, self._ledger.address.lower()):
+            raise _wrong(f"this relay is for contract {self._ledger.address} on chain {self._chain_id}")
+
+    def present(self, digest: str) -> Answer | None:
+        """How far an accepted request is; None if it was never accepted, or failed. From any thread."""
+        promise = self._store.find(digest)
+        return None if promise is None or promise.state == "failed" else Answer(promise.state, promise.tx)
+
+    def take(self, request: Request, digest: str, client: str) -> Answer:
+        """Check a request and promise to send it; `Refused` if not. `client` is who the quotas count."""
+        known = self.present(digest)  # a second look: it may have come twice at once
+        if known is not None:
+            return known
+        try:
+            self._check_balance()
+            if isinstance(request, Registration):
+                self._take_registration(request, digest, client)
+            elif isinstance(request, Reports):
+                self._take_reports(request, digest, client)
+            elif isinstance(request, Bootnode):
+                return self._take_bootnode(request, digest, client)
+        except Refused:
+            raise
+        except ContractRefusal as refusal:
+            raise Refused(409, "contract", str(refusal)) from refusal
+        except LedgerUnavailable as error:
+            log.warning("relay's ledger away error=%r", str(error))
+            raise _unavailable("the ledger does not answer the relay") from error
+        except (LedgerError, IdentityError, UsageError) as error:
+            log.error("relay cannot accept error=%r", str(error))
+            raise _unavailable("the relay has a problem that its operator must solve") from error
+        return Answer("accepted")
+
+    def _take_registration(self, request: Registration, digest: str, client: str) -> None:
+        now, quotas = time.time(), self._quotas
+        self._check_daily(
+            "registrations", self._store.accepted_today("registration", now), quotas.registrations_per_day
+        )
+        here = self._store.accepted_today("registration", now, client=client)
+        self._check_daily(f"registrations from {client}", here, quotas.registrations_per_client)
+        try:
+            key = PublicKey(request.modulus)
+            message = registration_message(
+                self._chain_id, _bytes(self._ledger.address), _bytes(request.account), request.binding
+            )
+            proven = key.verify(message, request.proof)
+        except (IdentityError, ValueError):
+            raise _wrong("the modulus is not one of an RSA-2048 key") from None
+        if not proven:
+            raise _wrong("the proof is not by this key over this registration")
+        consented = (self._chain_id, self._ledger.address, key.peer, request.binding, request.consent)
+        if not _same(signer_of_registration(*consented), request.account):
+            raise _wrong(f"the consent is not by account {request.account}")
+        member = self._admitted(key.peer, request.account.lower(), request.invite, newcomer=True)
+        self._try(self._function(request), f"the registration of peer {peer_id_text(key.peer)}")
+        self._accept("registration", key.peer, request, digest, client, member=member)
+
+    def _take_reports(self, request: Reports, digest: str, client: str) -> None:
+        reports = request.records()
+        self._check_rounds(request.peer, reports, digest)
+        signed = (self._chain_id, self._ledger.address, request.peer, reports, request.signature)
+        account = self._check_signer(request.peer, signer_of_reports(*signed))
+        member = self._admitted(request.peer, account, request.invite)
+        rounds = [report.round for report in reports]
+        self._try(self._function(request), f"reports {rounds} of peer {peer_id_text(request.peer)}")
+        for number in rounds:  # the contract says no to these, unless its chain just took a block back
+            if self._is_paid(request.peer, number):
+                raise _quota(f"round {number} was sent and paid for already")
+        self._accept("reports", request.peer, request, digest, client, rounds=rounds, member=member)
+
+    def _take_bootnode(self, request: Bootnode, digest: str, client: str) -> Answer:
+        for promise in self._store.under_way("bootnode", request.peer):
+            if msgspec.json.decode(promise.body, type=Bootnode).multiaddr == request.multiaddr:
+                return Answer(promise.state, promise.tx)  # type: ignore[arg-type]
+        count = self._store.accepted_today("bootnode", time.time(), peer=request.peer)
+        self._check_daily("announcements of this peer", count, self._quotas.bootnodes_per_day)
+        signed = (self._chain_id, self._ledger.address, request.peer, request.multiaddr, request.announced_at)
+        account = self._check_signer(request.peer, signer_of_bootnode(*signed, request.signature))
+        member = self._admitted(request.peer, account, request.invite)
+        self._try(self._function(request), f"the bootnode of peer {peer_id_text(request.peer)}")
+        self._accept("bootnode", request.peer, request, digest, client, member=member)
+        return Answer("accepted")
+
+    # Checks.
+
+    def _check_balance(self) -> None:
+        if time.monotonic() >= self._balance_read + BALANCE_SECONDS:
+            self._balance = self._ledger.rpc.balance(self.address)
+            self._balance_read = time.monotonic()
+        ether, floor = self._balance / WEI_PER_ETHER, self._quotas.min_balance_ether
+        if ether < floor:
+            raise _unavailable(
+                f"the relay's account {self.address} has {ether:.4f} ether left and stops below {floor:g}: "
+                "its operator must send it some"
+            )
+
+    def _check_daily(self, what: str, count: int, limit: int) -> None:
+        if count >= limit:
+            raise _quota(f"this relay pays for {limit} {what} a day; the next day begins at 00:00 UTC")
+
+    def _check_rounds(self, peer: bytes, reports: Sequence[Report], digest: str) -> None:
+        for report in reports:
+            size, limit = len(report.verdicts), self._quotas.verdict_bytes
+            if size > limit:
+                raise Refused(
+                    413,
+                    "quota",
+                    f"round {report.round} has {size} bytes of verdicts, this relay pays for {limit}",
+                )
+            promise, tries = self._store.round(peer, report.round)
+            if promise is None:
+                continue
+            if promise.state in ("accepted", "sent") and promise.digest != digest:
+                raise _quota(f"round {report.round} is under way with other contents or in another batch")
+            if promise.state == "failed" and tries > self._quotas.retries:
+                raise _quota(
+                    f"round {report.round} failed {tries} times, this relay does not try again: {promise.error}"
+                )
+
+    def _is_paid(self, peer: bytes, number: int) -> bool:
+        promise, _ = self._store.round(peer, number)
+        return promise is not None and promise.state == "mined"
+
+    def _check_signer(self, peer: bytes, signer: str | None) -> str:
+        """The peer's account, if it signed. Of a peer without one the contract will say what is wrong."""
+        if signer is None:
+            raise _wrong("the signature is none")
+        account = self._ledger.account_of(peer)
+        if account is not None and not _same(signer, account):
+            raise _wrong(f"the signature is not by {account}, the account of peer {peer_id_text(peer)}")
+        return (account or signer).lower()
+
+    def _admitted(
+        self, peer: bytes, account: str, invite: str | None, *, newcomer: bool = False
+    ) -> tuple[str, str | None] | None:
+        """What makes the peer a member if the request is accepted; None if it needs not, or is one."""
+        if self._store.is_member(peer, account if newcomer else None):
+            return None
+        if self._invites is None:
+            return (account, None) if newcomer else None
+        if invite is None:
+            whom = (
+                "those with an invite" if newcomer else "peers that it registered, and those with an invite"
+            )
+            raise Refused(403, "invite", f"this relay serves {whom}: ask its operator for one")
+        known = self._invites.find(invite)
+        if known is None:
+            raise Refused(403, "invite", "this relay does not know the invite")
+        digest, uses = known
+        if self._store.invite_uses(digest) >= uses:
+            raise Refused(403, "invite", "the invite is used up")
+        return account, digest
+
+    def _try(self, function: Any, action: str) -> None:
+        """A trial run by the server; `ContractRefusal` if the contract would refuse."""
+        with self._ledger.rpc.asking(action):
+            function.estimate_gas({"from": self.address})
+
+    def _accept(
+        self,
+        kind: Kind,
+        peer: bytes,
+        request: Request,
+        digest: str,
+        client: str,
+        *,
+        rounds: Sequence[int] = (),
+        member: tuple[str, str | None] | None = None,
+    ) -> None:
+        promise = Promise(
+            digest=digest,
+            kind=kind,
+            peer=peer,
+            body=msgspec.json.encode(request),
+            accepted_at=time.time(),
+        )
+        self._store.accept(promise, client, rounds, member)
+        log.info("accepted kind=%s peer=%s rounds=%s", kind, peer_id_text(peer), list(rounds))
+
+    # Sending.
+
+    def work(self) -> float | None:
+        """Send what is accepted and follow what is sent; in how many seconds again, None: once some is accepted.
+
+        `LedgerError` if something is in the way; then again too.
+        """
+        self._send_accepted()
+        if time.monotonic() >= self._follow_at:
+            self._follow()
+            self._follow_at = time.monotonic() + FOLLOW_SECONDS
+        if self._store.in_state("accepted", "sent"):
+            return FOLLOW_SECONDS
+        return WATCH_SECONDS if self._store.watched() else None
+
+    def _send_accepted(self) -> None:
+        trouble: LedgerError | None = None
+        for promise in self._store.in_state("accepted"):
+            if self.stopping:
+                return
+            try:
+                self._send(promise)
+            except LedgerUnavailable:
+                raise
+            except LedgerError as error:
+                trouble = error
+                if time.time() - promise.accepted_at > GIVE_UP_SECONDS:
+                    self._store.failed(promise.digest, str(error))
+                else:
+                    self._store.held_up(promise.digest, str(error))
+        if trouble is not None:
+            raise trouble
+
+    def _send(self, promise: Promise) -> None:
+        request = msgspec.json.decode(promise.body, type=_REQUESTS[promise.kind])
+        try:
+            submitted = self._queue.submit(self._key(promise), self._function(request))
+        except ContractRefusal as refusal:
+            self._failed(promise, str(refusal))
+        else:
+            self._note(promise, submitted)
+
+    def _follow(self) -> None:
+        sent, watched = self._store.in_state("sent"), self._store.watched()
+        if not sent and not watched:
+            return
+        self._queue.follow()
+        for promise in sent + watched:
+            if self.stopping:
+                return
+            found = self._queue.state(self._key(promise))
+            if found is not None:
+                self._note(promise, found)
+            elif promise.state == "sent":  # somebody lost the queue's file
+                self._send(promise)
+        if watched:
+            self._store.settle(self._ledger.rpc.block(None).number - SETTLED_BLOCKS)
+
+    def _note(self, promise: Promise, found: Submitted) -> None:
+        if found.state == "sent":
+            if (promise.state, promise.tx) != ("sent", found.tx):
+                self._store.sent(promise.digest, found.tx)
+        elif found.state == "mined":
+            if (promise.state, promise.tx, promise.block) != ("mined", found.tx, found.block_number):
+                self._store.mined(promise.digest, found.tx, found.block_number)
+                log.info("mined kind=%s peer=%s tx=%s", promise.kind, peer_id_text(promise.peer), found.tx)
+        else:
+            self._failed(promise, found.error or f"transaction {found.tx} was {found.state}")
+
+    def _failed(self, promise: Promise, why: str) -> None:
+        # If it is on the ledger by another way, the trial run will say so when the peer asks again.
+        self._store.failed(promise.digest, why)
+        log.warning("failed kind=%s peer=%s error=%r", promise.kind, peer_id_text(promise.peer), why)
+
+    def _function(self, request: Request) -> Any:
+        """The contract's function that a request asks for."""
+        if isinstance(request, Registration):
+            from eth_utils import to_checksum_address
+
+            account = to_checksum_address(request.account)
+            arguments = (account, request.modulus, request.proof, request.consent)
+            return self._ledger.function("registerFor", *arguments)
+        if isinstance(request, Reports):
+            fields = [report.fields for report in request.records()]
+            return self._ledger.function("reportFor", request.peer, fields, request.signature)
+        assert isinstance(request, Bootnode)
+        return self._ledger.function(
+            "announceBootnodeFor", request.peer, request.multiaddr, request.announced_at, request.signature
+        )
+
+    def _key(self, promise: Promise) -> str:
+        return f"{self._ledger.address} relayed {promise.kind} {promise.digest}"
+
+
+_REQUESTS: dict[Kind, type[Request]] = {
+    "registration": Registration,
+    "reports": Reports,
+    "bootnode": Bootnode,
+}
+
+
+def _wrong(error: str) -> Refused:
+    return Refused(400, "request", error)
+
+
+def _quota(error: str) -> Refused:
+    return Refused(429, "quota", error)
+
+
+def _unavailable(error: str) -> Refused:
+    return Refused(503, "unavailable", error)
+
+
+def _same(address: str | None, other: str) -> bool:
+    return address is not None and address.lower() == other.lower()
+
+
+def _bytes(address: str) -> bytes:
+    return bytes.fromhex(address.removeprefix("0x"))
+
+
+def _digest_of_invite(code: str) -> str:
+    return hashlib.sha256(code.encode()).hexdigest()

@@ -1,0 +1,226 @@
+"""A node's connection to its swarm's ledger. Once it is open, nothing here waits for the ledger."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from identity import Identity
+from swarm.errors import LedgerUnavailable, SwarmError
+from swarm.ledger.account import Carrier, LedgerAccount
+from swarm.ledger.client import LedgerClient
+from swarm.ledger.deliveries import Deliveries
+from swarm.ledger.follower import Follower, Seen
+from swarm.ledger.join import JoinLine, parse_join_line
+from swarm.ledger.outbox import Outbox
+from swarm.ledger.records import Facts, Report
+from swarm.manifest import load
+from swarm.settings import Settings, machine_dir
+
+if TYPE_CHECKING:
+    from eth_account.signers.local import LocalAccount
+
+log = logging.getLogger("swarm.ledger")
+
+FACTS_FILE = "ledger.json"
+MAX_FACTS_BYTES = 64 * 1024
+BOOTNODES_WANTED = 8  # announce ourselves while fewer than this are listed
+RENEW_SECONDS = 2 * 24 * 3600  # before an announcement expires
+LISTING_SECONDS = 60  # between looks at whether we are listed
+
+
+class Link:
+    """The ledger's time, beacons and bootnodes for a node, and the way for its reports.
+
+    Opening asks the ledger once; if it is away and the swarm is known from before, it opens without it.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        join_line: str,
+        identity: Identity,
+        wallet: LocalAccount,
+        is_alone: Callable[[], bool],
+    ) -> None:
+        self._settings = settings
+        self._identity = identity
+        self._wallet = wallet
+        self._is_alone = is_alone
+        self._stack = ExitStack()
+        line = parse_join_line(join_line)
+        self._line = line
+        self._ledger, self.online = _find(settings, line)
+        self.manifest = self._ledger.manifest()
+        self.genesis = self._ledger.genesis
+        self.address = self._ledger.address
+        self.folder = settings.swarm_dir(self.manifest.swarm_id, self.address, self.genesis)
+        self._deliveries = Deliveries(self.folder / "outbox.sqlite")
+        self._stack.callback(self._deliveries.close)
+        self._multiaddr: str | None = None
+        self._next_listing = 0.0
+        if self.online:
+            self._ledger.now()  # errors of the first look are the user's to see
+            _save_facts(self._ledger.facts, self.folder / FACTS_FILE)
+        else:
+            self._ledger.assume_time(time.time())
+        self._follower = Follower(self._ledger)
+
+    def start(self) -> None:
+        """Register if need be, then watch the ledger and send what waits, in the background."""
+        writing = self._ledger.another()
+        writing.assume_time(self.now())
+        self._carrier = _carrier(writing, self._settings, self._line, self._wallet)
+        if self.online and self._carrier.register(
+            self._identity, lambda what: log.info("waiting what=%r", what)
+        ):
+            log.info("registered peer=%s account=%s", self._identity.peer_id, self._wallet.address)
+        # The outbox's thread has the writing client from here on, the follower's the reading one.
+        self._outbox = Outbox(
+            self._deliveries,
+            writing,
+            self._carrier,
+            self._identity,
+            self.manifest.acceptance_window,
+            chores=[self._keep_listed],
+        )
+        self._follower.start()
+        self._stack.callback(self._follower.stop)
+        self._stack.enter_context(self._outbox)
+
+    def stop(self) -> None:
+        """Stop what `start` started; what is not sent goes out after the next start."""
+        self._stack.close()
+
+    def __enter__(self) -> Link:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    @property
+    def scope(self) -> str:
+        """This swarm on this ledger, in the words of the journal."""
+        return f"{self.manifest.swarm_id.hex()}@{self.address}/{self.genesis}"
+
+    def now(self) -> float:
+        """The ledger's time in Unix seconds, as far as it is known."""
+        return self._follower.now()
+
+    def await_round(self, number: int, until: float) -> Seen | None:
+        """A round's beacon and active count; None if the ledger shows none until then (Unix seconds)."""
+        return self._follower.await_round(number, until)
+
+    @property
+    def trouble(self) -> str:
+        """Why there is no beacon."""
+        return self._follower.trouble
+
+    def report(self, report: Report) -> None:
+        """Hand a report over; from here on no crash can lose it. The first one of a round stays."""
+        self._outbox.put(report)
+
+    def drain(self, seconds: float) -> int:
+        """Wait until all reports are on the ledger, at most so long; how many are still open."""
+        return self._outbox.drain(seconds)
+
+    def bootnodes(self, *, urgent: bool = False) -> list[str]:
+        """Other peers that the ledger lists; `urgent` has the list read every second from now on."""
+        self._follower.lonely = urgent
+        own = f"/p2p/{self._identity.peer_id}"
+        return [address for address in self._follower.bootnodes() if not address.endswith(own)]
+
+    def be_listed(self, multiaddr: str) -> None:
+        """See to it that newcomers find us, or enough others."""
+        self._multiaddr = multiaddr
+
+    def has_reported(self, number: int) -> bool:
+        """Whether the ledger holds a report of ours for the round. Asks it; for use before `start` only."""
+        return self._ledger.entry(self._identity.peer, number) is not None
+
+    def _keep_listed(self) -> None:
+        """A chore of the outbox: announce ourselves where newcomers find few others; renew it in time."""
+        if self._multiaddr is None or time.monotonic() < self._next_listing:
+            return
+        ledger = self._outbox.ledger
+        listed, expires_at = ledger.bootnode_of(self._identity.peer)
+        current = listed == self._multiaddr and expires_at > ledger.now() + RENEW_SECONDS
+        others = [address for address in ledger.bootnodes() if address != listed]
+        if not current and (len(others) < BOOTNODES_WANTED or self._is_alone()):
+            self._carrier.announce_bootnode(self._identity.peer, self._multiaddr)
+        self._next_listing = time.monotonic() + LISTING_SECONDS
+
+
+def _find(settings: Settings, line: JoinLine) -> tuple[LedgerClient, bool]:
+    """The swarm's client, and whether the ledger answered; if not, it knows what an earlier start kept."""
+    given = load(settings.manifest_path) if settings.manifest_path else None
+    known = saved_facts(settings, line.address)
+    client = LedgerClient(line.rpc_url, line.address)
+    try:
+        client.check()
+        if known and (client.genesis, client.swarm_id) == (known.genesis, known.swarm_id):
+            client = LedgerClient(line.rpc_url, line.address, known)
+            client.check_chain()
+        else:
+            client.find_facts(given)
+        return client, True
+    except LedgerUnavailable as error:
+        if known is None:
+            raise
+        log.warning("ledger away, starting from what is known error=%r", str(error))
+        return LedgerClient(line.rpc_url, line.address, known), False
+
+
+def carrier_for(settings: Settings, join_line: str, wallet: LocalAccount) -> Carrier:
+    """What gets this wallet's peers' writing on a swarm's ledger, for commands that do one thing."""
+    line = parse_join_line(join_line)
+    ledger, online = _find(settings, line)
+    if not online:
+        raise LedgerUnavailable(f"the ledger at {ledger.host} does not answer: try again when it does")
+    ledger.now()
+    return _carrier(ledger, settings, line, wallet)
+
+
+def _carrier(ledger: LedgerClient, settings: Settings, line: JoinLine, wallet: LocalAccount) -> Carrier:
+    relay_url = settings.relay_url or line.relay_url
+    if relay_url is None:
+        return LedgerAccount(ledger, wallet, machine_dir())
+    from swarm.ledger.sponsor import Sponsor  # its libraries are not needed otherwise
+
+    return Sponsor(ledger, relay_url, wallet, settings.invite)
+
+
+def saved_facts(settings: Settings, address: str) -> Facts | None:
+    """What an earlier start found out about the swarm at an address; the latest, if several were there."""
+    files = sorted(settings.swarms_dir.glob(f"*/{FACTS_FILE}"), key=lambda file: -file.stat().st_mtime)
+    found = (facts for file in files if (facts := read_facts(file)) and facts.address == address)
+    return next(found, None)
+
+
+def read_facts(path: Path) -> Facts | None:
+    """The facts in a file; None if it does not hold any."""
+    with contextlib.suppress(OSError, msgspec.DecodeError):
+        if path.stat().st_size <= MAX_FACTS_BYTES:
+            return msgspec.json.decode(path.read_bytes(), type=Facts)
+    return None
+
+
+def _save_facts(facts: Facts, path: Path) -> None:
+    partial = path.with_name(f".{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_bytes(msgspec.json.encode(facts))
+        partial.replace(path)
+    except OSError as error:
+        raise SwarmError(f"cannot write {path}: {error.strerror}; choose another --home") from error
