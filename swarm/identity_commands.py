@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import getpass
 import json
 import os
@@ -14,10 +15,9 @@ from swarm.errors import SwarmError, UsageError
 from swarm.settings import Settings, machine_dir
 
 BACKUP_PASSWORD_VARIABLE = "SWARM_BACKUP_PASSWORD"
-MIN_PASSWORD = 8  # characters; the file may lie in a cloud for years
 
 
-def add_parser(commands: argparse._SubParsersAction, home: argparse.ArgumentParser) -> None:  # type: ignore[type-arg]
+def add_parser(commands: argparse._SubParsersAction, home: argparse.ArgumentParser) -> None:
     """Add `identity` and its actions."""
     identity = commands.add_parser("identity", help="this machine's peer identity")
     actions = identity.add_subparsers(required=True, metavar="ACTION")
@@ -97,11 +97,12 @@ def _backup(arguments: argparse.Namespace) -> int:
 
 
 def _restore(arguments: argparse.Namespace) -> int:
-    from identity import read_backup, restore_backup
+    from identity import hold_peer, peer_digest, read_backup, restore_backup
 
     contents = read_backup(arguments.file, _backup_password(arguments, new=False))
-    for path in restore_backup(contents, arguments.home):
-        print(path)
+    with hold_peer(machine_dir(), peer_digest(contents.peer_id)):  # no node of it may run here meanwhile
+        for path in restore_backup(contents, arguments.home):
+            print(path)
     print(
         f"{contents.peer_id} is back; it listens in its first round, lest a copy of it runs elsewhere",
         file=sys.stderr,
@@ -113,9 +114,8 @@ def _register(arguments: argparse.Namespace) -> int:
     from identity import load_or_create_identity, load_or_create_wallet
     from swarm.link import carrier_for
 
-    with ExitStack() as stack:
-        identity, journal = load_or_create_identity(arguments.home)
-        stack.callback(journal.close)
+    identity, journal = load_or_create_identity(arguments.home)
+    with contextlib.closing(journal):
         settings = Settings(home=arguments.home, relay_url=arguments.relay, invite=arguments.invite)
         wallet = load_or_create_wallet(settings.wallet_path)
         carrier = carrier_for(settings, arguments.swarm, wallet)
@@ -175,20 +175,22 @@ def _export_journal(arguments: argparse.Namespace) -> int:
     from identity import open_identity, write_private_file
 
     _key_path(arguments)
-    _, journal = open_identity(arguments.home)
-    write_private_file(arguments.file, journal.export())
-    journal.close()
+    identity, journal = open_identity(arguments.home)
+    with contextlib.closing(journal):
+        write_private_file(arguments.file, journal.export())
+    print(f"{arguments.file} holds what {identity.peer_id} signed", file=sys.stderr)
     return 0
 
 
 def _import_journal(arguments: argparse.Namespace) -> int:
-    from identity import open_identity, read_journal_file
+    from identity import hold_peer, open_identity, read_journal_file
 
     _key_path(arguments)
     data = read_journal_file(arguments.file)
-    _, journal = open_identity(arguments.home)
-    print(f"{journal.import_(data)} new entries; the next round will be one of listening")
-    journal.close()
+    identity, journal = open_identity(arguments.home)
+    with contextlib.closing(journal), hold_peer(machine_dir(), identity.peer):
+        new = journal.import_(data)
+    print(f"{new} new entries; the node listens for a round before it speaks again", file=sys.stderr)
     return 0
 
 
@@ -204,7 +206,10 @@ def _backup_password(arguments: argparse.Namespace, *, new: bool) -> str:
     from identity import read_private_file
 
     if arguments.password_file is not None:
-        password = read_private_file(arguments.password_file).decode().strip("\n")
+        try:
+            password = read_private_file(arguments.password_file).decode().strip("\r\n")
+        except UnicodeDecodeError:
+            raise UsageError(f"{arguments.password_file} is not text") from None
     elif BACKUP_PASSWORD_VARIABLE in os.environ:
         password = os.environ[BACKUP_PASSWORD_VARIABLE]
     elif sys.stdin.isatty():
@@ -213,8 +218,6 @@ def _backup_password(arguments: argparse.Namespace, *, new: bool) -> str:
             raise UsageError("the two passwords differ: nothing was written")
     else:
         raise UsageError(f"no password: give --password-file, or set {BACKUP_PASSWORD_VARIABLE}")
-    if new and len(password) < MIN_PASSWORD:
-        raise UsageError(f"the password has {len(password)} characters, at least {MIN_PASSWORD} are needed")
     return password
 
 

@@ -72,6 +72,7 @@ class Link:
             _save_facts(self._ledger.facts, self.folder / FACTS_FILE)
         else:
             self._ledger.assume_time(time.time())
+        self._asking = self._ledger.another()  # for the node's own thread; the follower has the other
         self._follower = Follower(self._ledger)
 
     def start(self) -> None:
@@ -144,10 +145,30 @@ class Link:
     def be_listed(self, multiaddr: str) -> None:
         """See to it that newcomers find us, or enough others."""
         self._multiaddr = multiaddr
+        self._outbox.wake()
 
-    def has_reported(self, number: int) -> bool:
-        """Whether the ledger holds a report of ours for the round. Asks it; for use before `start` only."""
-        return self._ledger.entry(self._identity.peer, number) is not None
+    @property
+    def contradicted(self) -> bool:
+        """Whether the ledger has a report of ours that is not the one we sent: a copy of our key runs."""
+        return self._outbox.contradicted
+
+    def reported_since(self, first: int) -> bool:
+        """Whether the ledger has a report of ours for round `first` or a later one. Waits for its answer.
+
+        Of rounds that are over for longer than a report may be late, only whether there is any at all. False
+        if the ledger is away.
+        """
+        peer = self._identity.peer
+        try:
+            if self._asking.peer_record(peer).rounds == 0:
+                return False
+            current = int((self.now() - self.genesis) // self.manifest.round_seconds)
+            oldest = max(first, current - self.manifest.acceptance_window)
+            return first == 0 or any(
+                self._asking.entry(peer, number) is not None for number in range(oldest, current + 1)
+            )
+        except LedgerUnavailable:
+            return False
 
     def _keep_listed(self) -> None:
         """A chore of the outbox: announce ourselves where newcomers find few others; renew it in time."""

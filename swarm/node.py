@@ -78,6 +78,7 @@ class Node:
         last = self._journal.last_round(self._link.scope)
         if self._must_listen:
             last = self._listen(last)
+        self._link.be_listed(_most_public(self._exchange.multiaddrs))
         while rounds is None or rounds > 0:
             number = self._next_round(last)
             self._set_status("waiting", number)
@@ -156,7 +157,6 @@ class Node:
             )
         )
         address = _most_public(self._exchange.multiaddrs)
-        self._link.be_listed(address)
         self._set_status("waiting")
         begins = max(0.0, self._starts_at(self._next_round(-1)) - self._link.now())
         log.info("waiting seconds=%.0f until the next round", begins)
@@ -207,12 +207,9 @@ class Node:
     def _reason_to_listen(self) -> str | None:
         """Why a copy of our key might be speaking elsewhere; None if there is no reason to think so."""
         current = int((self._link.now() - self._link.genesis) // self.manifest.round_seconds)
-        window = self.manifest.acceptance_window
-        reason = self._journal.reason_to_listen(self._link.scope, current, window)
-        if reason is None and self._link.online:
-            first = max(self._journal.last_round(self._link.scope) + 1, current - window, 0)
-            if any(self._link.has_reported(number) for number in range(first, current + 1)):
-                reason = "the ledger has reports that it lacks"
+        reason = self._journal.reason_to_listen(self._link.scope, current, self.manifest.acceptance_window)
+        if reason is None and self._link.reported_since(self._journal.last_round(self._link.scope) + 1):
+            return "the ledger has reports that it lacks"
         return reason
 
     def _listen(self, last: int) -> int:
@@ -237,12 +234,13 @@ class Node:
                 log.warning("nothing heard round=%d stage=%s error=%r", number, stage.name, str(error))
             self._look_for_copies()
         self._wait_until(self._starts_at(number + 1))
+        self._look_for_copies(heard_on_ledger=self._link.reported_since(number))
         self._journal.listened(self._link.scope, number)
         log.info("nobody else speaks as peer=%s", self.identity.peer_id)
         return number
 
-    def _look_for_copies(self) -> None:
-        if self._exchange.copies:
+    def _look_for_copies(self, heard_on_ledger: bool = False) -> None:
+        if self._exchange.copies or self._link.contradicted or heard_on_ledger:
             raise SwarmError(
                 f"a copy of {self.identity.path} is running elsewhere as {self.identity.peer_id}: "
                 "stop it, or give this node a swarm.pem of its own"

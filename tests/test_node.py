@@ -3,6 +3,7 @@
 import itertools
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -157,6 +158,60 @@ def test_peer_whose_p2p_daemon_dies_goes_on_alone(peer, ledger, processes):
     assert processes[0].wait(WAIT_SECONDS) == 0, peer.log.read_text()
     assert len(reported_rounds(ledger)) == 2
     assert "Traceback" not in peer.log.read_text()
+
+
+def copy_of_key(peer: Peer, home: Path) -> Path:
+    """A home with the same swarm.pem and wallet, as somebody makes it who moves to another machine."""
+    home.mkdir()
+    for name in ("swarm.pem", "wallet.json", "wallet.password"):
+        shutil.copy2(peer.settings.home / name, home)
+    return home
+
+
+def test_second_node_on_one_key_says_so_and_exits(peer, processes, tmp_path):
+    processes.append(peer.start())
+    peer.wait_for(lambda _: "registered" in peer.log.read_text())
+    command = [sys.executable, "-m", "swarm", "join", peer.ledger.join_line]
+    second = subprocess.run(
+        [*command, "--home", str(copy_of_key(peer, tmp_path / "second"))],
+        capture_output=True,
+        text=True,
+        timeout=WAIT_SECONDS,
+    )
+    assert second.returncode == 1
+    assert second.stderr.splitlines()[-1].startswith("swarm: another node of peer Qm")
+    assert f"pid {processes[0].pid}" in second.stderr
+    assert processes[0].poll() is None
+
+
+def test_copy_on_another_machine_listens_hears_the_first_and_never_speaks(
+    peer, devnet, ledger, processes, tmp_path
+):
+    other = Peer(tmp_path / "other", devnet, ledger)  # keeps what the first one says
+    processes += [other.start(), peer.start()]
+    peer.wait_for(mined)
+    elsewhere = {**os.environ, "SWARM_MACHINE_DIR": str(tmp_path / "another machine")}
+    command = [sys.executable, "-m", "swarm", "join", ledger.join_line, "--threads", "1"]
+    copy = subprocess.run(
+        [*command, "--home", str(copy_of_key(peer, tmp_path / "copy"))],
+        capture_output=True,
+        text=True,
+        timeout=WAIT_SECONDS,
+        env=elsewhere,
+    )
+    assert copy.returncode == 1, copy.stderr
+    assert "journal missing" in copy.stderr
+    assert "is running elsewhere" in copy.stderr.splitlines()[-1]
+    assert "played" not in copy.stderr
+    assert processes[1].poll() is None, peer.log.read_text()
+
+
+def test_imported_key_listens_one_round_and_then_speaks(peer, processes):
+    (peer.settings.home / "journal.sqlite").unlink()
+    processes.append(peer.start("--rounds", "1"))
+    assert processes[0].wait(WAIT_SECONDS) == 0, peer.log.read_text()
+    assert "listening round=" in peer.log.read_text()
+    assert [entry.report for entry in peer.rounds()] == ["mined"]
 
 
 def test_second_node_on_one_home_says_so_and_leaves_the_first_alone(peer, processes):

@@ -21,28 +21,16 @@ def a_record(number: int, **change) -> RoundRecord:
     return msgspec.structs.replace(record, **change)
 
 
-def test_rounds_come_back_in_order_and_the_receipt_replaces_the_draft(tmp_path):
+def test_rounds_come_back_in_order_and_make_their_reports(tmp_path):
     path = tmp_path / "swarm" / "state.sqlite"
     with contextlib.closing(Records(path)) as records:
-        records.save(a_record(2))
-        records.save(a_record(1, tx="0x1"))
-        records.save(a_record(3))
-        records.save(a_record(2, tx="0x2"))
+        for number in (2, 1, 3):
+            records.save(a_record(number))
     with contextlib.closing(Records(path)) as records:
         assert [record.round for record in records.rounds()] == [1, 2, 3]
-        assert records.rounds()[1] == a_record(2, tx="0x2")
-        assert [record.round for record in records.unreported(since=0)] == [3]
-        assert records.unreported(since=4) == []
-
-
-def test_round_that_was_begun_is_remembered(tmp_path):
-    path = tmp_path / "state.sqlite"
-    with contextlib.closing(Records(path)) as records:
-        assert records.last_begun() == -1
-        records.begin(4)
-        records.begin(4)
-    with contextlib.closing(Records(path)) as records:
-        assert records.last_begun() == 4
+        report = records.rounds()[1].report
+    assert (report.round, report.groups, report.reward_micros) == (2, 3, 1_500_000)
+    assert (report.commitment, report.state_before, report.state_after) == (b"\xaa", b"\xbb", b"\xcc")
 
 
 def test_reader_that_comes_before_the_writers_tables_is_told_so(tmp_path):

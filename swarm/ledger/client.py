@@ -321,6 +321,10 @@ class LedgerClient:
         """The logged report of one peer and round; None if the server's logs hold none."""
         return next(map(reported_of, self._report_events(round, peer=peer, round=round)), None)
 
+    def peer_record(self, peer: bytes) -> PeerRecord:
+        """The sums of one peer; zeros if it never reported."""
+        return peer_record_of(self._read("peerRecord", peer))
+
     def leaderboard(self) -> list[PeerRecord]:
         """The sums of every peer that ever reported, the highest on-time reward first."""
         records: list[PeerRecord] = []

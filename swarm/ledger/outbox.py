@@ -61,6 +61,7 @@ class Outbox:
         self._chores = chores
         self._wake = threading.Event()
         self._stopping = False
+        self.contradicted = False  # whether the ledger has a report of this peer that is not ours
         self._trouble = ""  # what was last complained of, so that it is one line
         self._backoff = FIRST_BACKOFF
         self._thread = threading.Thread(target=self._run, name="outbox", daemon=True)
@@ -88,6 +89,10 @@ class Outbox:
     def put(self, report: Report) -> None:
         """Take a report; when this returns, no crash can lose it. The first one of a round stays."""
         self._deliveries.put(report)
+        self.wake()
+
+    def wake(self) -> None:
+        """Do a pass now."""
         self._wake.set()
 
     def drain(self, seconds: float) -> int:
@@ -205,6 +210,7 @@ class Outbox:
             self._mined(delivery, logged.tx if logged else delivery.tx, entry)
             return
         other = f"another report of round {delivery.round} is on the ledger: is a copy of this peer running?"
+        self.contradicted = True
         self._deliveries.failed(delivery.round, other)
         log.error("report failed round=%d error=%r", delivery.round, other)
 

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import threading
+import types
 
 import msgspec
 import pytest
@@ -15,10 +16,12 @@ from hypothesis import strategies as st
 from ledger_cast import make_report
 
 from swarm.errors import LedgerError, LedgerUnavailable, UsageError
+from swarm.ledger.account import LedgerAccount
 from swarm.ledger.blocks import BlockSearch
-from swarm.ledger.client import LedgerClient, connect, deploy
+from swarm.ledger.client import LedgerClient, connect, deploy, parse_join_line
 from swarm.ledger.clock import RESYNC_SECONDS, LedgerClock
 from swarm.ledger.records import Block
+from swarm.ledger.refusals import ContractRefusal
 from swarm.ledger.rpc import Rpc
 
 
@@ -72,12 +75,13 @@ def test_a_malformed_join_line_is_a_usage_error(ledger):
         with pytest.raises(UsageError, match=r"is not a swarm|is not an RPC URL"):
             connect(line)
     for line in (
+        f"{address}@{url}#ftp://relay",
         f"{address}@http://a b",
         f"{address}@http://x:99999",
         f"{address}@ftp://x",
         f"{address}@http://[",
     ):
-        with pytest.raises(UsageError, match="is not an RPC URL"):
+        with pytest.raises(UsageError, match=r"is not an RPC URL|is not a relay's URL"):
             connect(line)
     with pytest.raises(UsageError, match="checksum"):
         connect(f"{flipped}@{url}")
@@ -95,23 +99,40 @@ def test_an_address_without_or_with_another_contract_is_named(chain, ledger):
             connect(f"{other}@{url}")
 
 
-def test_a_genesis_in_milliseconds_is_refused(chain, manifest):
+def test_a_genesis_in_milliseconds_is_refused(chain, manifest, machine_dir):
     with pytest.raises(LedgerError, match="more than a year"):
-        deploy(chain.devnet.rpc_url, chain.funded_account(), manifest, chain.time * 1000)
+        deploy(chain.devnet.rpc_url, chain.funded_account(), manifest, chain.time * 1000, machine_dir)
 
 
-def test_a_manifest_that_contradicts_its_contract_is_not_joined(chain, manifest):
-    class Lying(msgspec.Struct):
-        canonical: bytes
-        round_seconds: int
+RULES = ("round_seconds", "acceptance_window", "max_groups", "max_reward_micros")
 
-    lying = Lying(manifest.canonical, manifest.round_seconds + 1)
-    ledger = deploy(chain.devnet.rpc_url, chain.funded_account(), lying, chain.time)
-    with pytest.raises(LedgerError, match="contradicts"):
+
+@pytest.mark.parametrize("rule", [*RULES, "stage_ends_millionths", "canonical"])
+def test_a_manifest_that_contradicts_its_contract_is_not_joined(chain, manifest, machine_dir, rule):
+    rules = {name: getattr(manifest, name) for name in (*RULES, "stage_ends_millionths", "canonical")}
+    lies = {"stage_ends_millionths": (1,), "canonical": b"name: ["}
+    lying = types.SimpleNamespace(**rules | {rule: lies.get(rule) or rules[rule] + 1})
+    ledger = deploy(chain.devnet.rpc_url, chain.funded_account(), lying, chain.time, machine_dir)
+    with pytest.raises(LedgerError, match=r"contradicts|JSON is malformed"):
         ledger.manifest()
-    broken = Lying(b"name: [", 5)
-    with pytest.raises(LedgerError, match="JSON is malformed"):
-        deploy(chain.devnet.rpc_url, chain.funded_account(), broken, chain.time).manifest()
+
+
+def test_a_manifest_that_the_user_has_replaces_logs_that_a_server_dropped(ledger, manifest, monkeypatch):
+    other = msgspec.structs.replace(manifest, seed=manifest.seed + 1)
+    monkeypatch.setattr(LedgerClient, "_logged_manifest", lambda _: pytest.fail("asked for logs"))
+    client = LedgerClient(ledger.rpc_url, ledger.address)
+    with pytest.raises(LedgerError, match="you gave is not the one"):
+        client.manifest(other)
+    assert client.find_facts(manifest).manifest == manifest.canonical
+    assert client.another().manifest() == manifest
+
+
+def test_a_server_without_the_deployment_is_named(ledger, chain, monkeypatch):
+    client = LedgerClient(ledger.rpc_url, ledger.address)
+    read = client._read
+    monkeypatch.setattr(client, "_read", lambda name, *a: 1 if name == "deploymentBlock" else read(name, *a))
+    with pytest.raises(LedgerError, match=r"does not serve the deployment .* --manifest FILE"):
+        client.manifest()
 
 
 def test_the_beacon_is_the_first_block_of_the_round(ledger, chain):
@@ -197,16 +218,30 @@ def test_the_clients_clock_is_the_chains(ledger, chain):
     assert ledger.genesis + 20 * ledger.round_seconds <= ledger.now() <= chain.time + 5
 
 
-def test_a_ledger_that_is_away_is_unavailable(ledger, identities, closed_url):
-    away = LedgerClient(closed_url, ledger.address, Account.create())
+def test_the_clock_begins_with_an_assumed_time_and_then_believes_the_ledger():
+    chain = SteadyChain(interval=1.0)
+    chain.away = True
+    clock = LedgerClock(chain.latest, lambda: chain.moment)
+    clock.assume(5000.0)
+    assert clock.now() == 5000.0
+    chain.away, chain.moment = False, 10.0
+    assert clock.now() == pytest.approx(1010.0)
+
+
+def test_a_ledger_that_is_away_is_unavailable(ledger, identities, closed_url, tmp_path):
+    away = LedgerClient(closed_url, ledger.address)
+    writer = LedgerAccount(LedgerClient(closed_url, ledger.address, ledger.facts), Account.create(), tmp_path)
+    peer = identities[0].peer
     for action in (
         away.check,
         away.manifest,
         away.now,
         lambda: away.beacon(0),
         lambda: away.active(5),
-        lambda: away.register(identities[0]),
-        lambda: away.report(make_report(identities[0], 0)),
+        lambda: writer.register(identities[0]),
+        lambda: writer.carry(peer, "0-0x1", [make_report(0)]),
+        lambda: writer.announce_bootnode(peer, "/ip4/127.0.0.1"),
+        lambda: away.entry(peer, 0),
         away.reports,
         away.leaderboard,
     ):
@@ -249,17 +284,59 @@ def test_an_api_key_in_the_url_is_not_shown(ledger, serve):
     assert "secret-key" not in str(caught.value)
 
 
-def test_two_senders_on_one_account_both_get_through(ledger, chain, identities):
-    clients = [LedgerClient(chain.devnet.rpc_url, ledger.address, ledger.account) for _ in identities]
-    threads = [
-        threading.Thread(target=client.register, args=(identity,))
-        for client, identity in zip(clients, identities, strict=True)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(ledger.leaderboard()) == len(identities)
+def test_the_join_line_may_name_a_relay(ledger):
+    line = parse_join_line(f"{ledger.join_line}#http://127.0.0.1:8650")
+    assert line == (ledger.address, ledger.rpc_url, "http://127.0.0.1:8650")
+    assert parse_join_line(ledger.join_line).relay_url is None
+
+
+def test_registration_is_done_once_and_can_move_to_another_account(ledger, chain, identities, machine_dir):
+    first = LedgerAccount(ledger, chain.funded_account(), machine_dir)
+    second = LedgerAccount(ledger, chain.funded_account(), machine_dir)
+    assert first.register(identities[0])
+    assert not first.register(identities[0])
+    assert second.register(identities[0])  # a lost wallet loses nothing: the key moves the peer
+    assert first.register(identities[0])
+    assert ledger.bindings(identities[0].peer) == 3
+
+
+def test_rotation_hands_over_once(ledger, chain, identities, machine_dir):
+    account = LedgerAccount(ledger, chain.funded_account(), machine_dir)
+    account.register(identities[0])
+    account.carry(identities[0].peer, "0-0x1", [make_report(0)])
+    account.follow()
+    for _ in range(2):  # again, as after a crash
+        account.rotate(identities[0], identities[1])
+    assert ledger.successor_of(identities[0].peer) == identities[1].peer
+    (record,) = ledger.leaderboard()
+    assert (record.peer, record.rounds) == (identities[1].peer, 1)
+    with pytest.raises(ContractRefusal, match="AlreadyReported"):
+        account.carry(identities[1].peer, "again", [make_report(0)])
+    with pytest.raises(ContractRefusal, match="Retired"):
+        account.register(identities[0])
+
+
+def test_bootnode_that_was_announced_is_listed_until_it_expires(ledger, chain, identities, machine_dir):
+    account = LedgerAccount(ledger, chain.funded_account(), machine_dir)
+    account.register(identities[0])
+    account.announce_bootnode(identities[0].peer, "/ip4/127.0.0.1/tcp/1")
+    multiaddr, expires_at = ledger.bootnode_of(identities[0].peer)
+    assert ledger.bootnodes() == [multiaddr] == ["/ip4/127.0.0.1/tcp/1"]
+    chain.mine_at(expires_at + 1)
+    assert ledger.bootnodes() == []
+
+
+def test_storage_says_when_a_round_was_reported(ledger, chain, identities, machine_dir):
+    account = LedgerAccount(ledger, chain.funded_account(), machine_dir)
+    account.register(identities[0])
+    for number in range(3):
+        chain.enter(ledger, number + 1)
+        account.carry(identities[0].peer, str(number), [make_report(number)])
+    entry = ledger.entry(identities[0].peer, 1)
+    assert (entry.reward_micros, entry.late_rounds) == (make_report(1).reward_micros, 1)
+    assert entry.block_number == ledger.find_report(identities[0].peer, 1).block_number
+    assert ledger.entry(identities[0].peer, 7) is None
+    assert ledger.peer_record(identities[0].peer).head != bytes(32)
 
 
 def test_the_client_imports_no_web3():
