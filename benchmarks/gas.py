@@ -19,10 +19,6 @@ REGISTER_GOAL, REPORT_GOAL, FURTHER_GOAL = 120_000, 60_000, 30_000
 VERDICTS = bytes(range(1, 33))  # one digest of verdicts, as each report carries (DESIGN.md, section 7)
 ROUNDS = 24  # a whole number of the 3-round and of the 8-round words
 MULTIADDR = "/ip4/203.0.113.77/tcp/38331/p2p/QmYyQSo1c1Ym7orWxLYvCrM2EmxFTANf8wXmmE7DWjhx5N"
-# The modexp precompile at the sizes of a proof: base, exponent and modulus of 256, 3 and 256 bytes.
-MODEXP_INPUT = (
-    b"".join(n.to_bytes(32, "big") for n in (256, 3, 256)) + b"\x7f" * 256 + b"\1\0\1" + b"\xff" * 256
-)
 REPORT_TYPE = [
     ("uint64", "round"),
     ("uint32", "groups"),
@@ -182,19 +178,6 @@ def measure(ledger: Ledger) -> list[tuple[str, int, int | None]]:
     rows.append(("`announceBootnode`, the same again, from further back in the list", again, None))
     rows.append(("`rotate`, with reports and a bootnode", ledger.rotate(own, successor), None))
     return rows
-
-
-def modexp_gas(devnet: Devnet) -> int:
-    """What this devnet's hardfork asks for one RSA check, beside the 21,000 and the call's data."""
-    request = {"to": "0x" + "05".rjust(40, "0"), "data": "0x" + MODEXP_INPUT.hex()}
-    zeros = MODEXP_INPUT.count(0)
-    data = 4 * zeros + 16 * (len(MODEXP_INPUT) - zeros)
-    low, high = 0, 1_000_000
-    while low < high:  # the least gas at which it answers
-        middle = (low + high) // 2
-        answer = devnet.call("eth_call", {**request, "gas": hex(21_000 + data + middle)}, "latest")
-        low, high = (low, middle) if len(answer) > 2 else (middle + 1, high)
-    return low
 
 
 def main() -> None:

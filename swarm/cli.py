@@ -103,9 +103,7 @@ def _progress(what: str) -> None:
 
 
 def _join(arguments: argparse.Namespace) -> int:
-    logging.basicConfig(
-        level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s"
-    )
+    _log_to_stderr()
     from swarm.ledger.join import check_url, parse_join_line
 
     parse_join_line(arguments.swarm)  # so that a typo is noticed before imports that take seconds
@@ -161,13 +159,38 @@ def _status(arguments: argparse.Namespace) -> int:
 
 
 def _relay(arguments: argparse.Namespace) -> int:
+    _log_to_stderr()
     from identity import load_or_create_wallet
     from swarm.ledger.join import parse_join_line
-    from swarm.ledger.relay import RelayOptions, run_relay
+    from swarm.ledger.relay import Quotas, RelayOptions
+    from swarm.ledger.relay_server import run_relay
 
     parse_join_line(arguments.swarm)
+    host, port = arguments.listen
+    quotas = Quotas(
+        registrations_per_day=arguments.registrations,
+        registrations_per_client=arguments.registrations_per_client,
+        min_balance_ether=arguments.min_balance,
+    )
     wallet = load_or_create_wallet(Settings(home=arguments.home).wallet_path)
-    return run_relay(RelayOptions())
+    run_relay(
+        RelayOptions(
+            swarm=arguments.swarm,
+            account=wallet,
+            home=arguments.home,
+            host=host,
+            port=port,
+            invites=arguments.invites,
+            quotas=quotas,
+        )
+    )
+    return 0
+
+
+def _log_to_stderr() -> None:
+    logging.basicConfig(
+        level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s"
+    )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -235,6 +258,38 @@ def _parser() -> argparse.ArgumentParser:
     )
     join.set_defaults(run=_join)
 
+    relay = commands.add_parser(
+        "relay", parents=[home], help="pay for peers without funds: they sign, this wallet sends"
+    )
+    relay.add_argument("swarm", metavar="SWARM", help="the swarm's join line")
+    relay.add_argument(
+        "--listen", type=_host_and_port, default="127.0.0.1:8733", metavar="HOST:PORT", help="(%(default)s)"
+    )
+    relay.add_argument(
+        "--invites",
+        type=Path,
+        metavar="FILE",
+        help="serve only who has a code: one a line, then its uses (1)",
+    )
+    relay.add_argument(
+        "--registrations", type=_count, default=1000, metavar="N", help="a day, of all (%(default)s)"
+    )
+    relay.add_argument(
+        "--registrations-per-client",
+        type=_count,
+        default=10,
+        metavar="N",
+        help="a day, of one address; behind a reverse proxy that is the proxy's (%(default)s)",
+    )
+    relay.add_argument(
+        "--min-balance",
+        type=_ether,
+        default=0.01,
+        metavar="ETHER",
+        help="accept nothing more when the wallet has less (%(default)s)",
+    )
+    relay.set_defaults(run=_relay)
+
     board = commands.add_parser("leaderboard", help="who contributed what, read from the ledger")
     board.add_argument("swarm", metavar="SWARM", help="the swarm's join line")
     board.add_argument("--json", action="store_true", help="for scripts")
@@ -264,6 +319,23 @@ def _count(text: str) -> int:
     value = _seed(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, not {text}")
+    return value
+
+
+def _host_and_port(text: str) -> tuple[str, int]:
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdigit() or int(port) > 65535:
+        raise argparse.ArgumentTypeError(f"{text[:60]!r} is not HOST:PORT")
+    return host.strip("[]"), int(port)
+
+
+def _ether(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < 1e9:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not an amount in ether")
     return value
 
 

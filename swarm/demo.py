@@ -35,7 +35,7 @@ from swarm.ledger.deliveries import Deliveries
 from swarm.ledger.devnet import Devnet
 from swarm.manifest import Manifest, load
 from swarm.records import Records
-from swarm.settings import Settings, machine_dir
+from swarm.settings import Settings
 from swarm.tasks import load_task
 
 DEMO_MANIFEST = Path(__file__).parent.parent / "configs" / "demo.yaml"
@@ -45,6 +45,7 @@ LOADING_SECONDS_PER_PEER = 6
 REFRESH_SECONDS = 0.5
 STOP_SECONDS = 3.0  # a peer that has not stopped by then is killed
 FUNDS_ETHER = 10
+MACHINE_FOLDER = "machine"  # the demo's keys and chain are its own, so their locks and queues are too
 
 
 @dataclass(frozen=True)
@@ -99,11 +100,11 @@ def run_demo(options: Options, console: Console) -> int:
             Account.from_key(devnet.funded_key),
             manifest,
             int(time.time()) + loading,
-            machine_dir(),
+            folder / MACHINE_FOLDER,
         )
         stack.callback(_stop, peers)
         for peer in peers:
-            _start(peer, ledger, options)
+            _start(peer, ledger, options, folder / MACHINE_FOLDER)
             guard.watch(peer.process.pid)  # type: ignore[union-attr]
         _watch(peers, ledger, manifest, options, console)
         _stop(peers)
@@ -177,14 +178,19 @@ def _make_peer(home: Path, devnet: Devnet) -> DemoPeer:
     return DemoPeer(settings, identity, view=PeerView(peer_name(identity.peer)))
 
 
-def _start(peer: DemoPeer, ledger: LedgerClient, options: Options) -> None:
+def _start(peer: DemoPeer, ledger: LedgerClient, options: Options, machine: Path) -> None:
     threads = max(1, (os.cpu_count() or 1) // options.peers)
     command = [sys.executable, "-m", "swarm", "join", ledger.join_line]
     command += ["--home", str(peer.settings.home), "--rounds", str(options.rounds), "--threads", str(threads)]
     with _log_path(peer).open("wb") as log:
         # A session of its own: its p2p daemon can be ended with it, and Ctrl-C reaches only the demo.
         peer.process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env={**os.environ, "SWARM_MACHINE_DIR": str(machine)},
         )
 
 

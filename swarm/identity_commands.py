@@ -47,6 +47,7 @@ def add_parser(commands: argparse._SubParsersAction, home: argparse.ArgumentPars
         "register", parents=[home], help="bind the peer to this wallet's account; also moves it there"
     )
     register.add_argument("swarm", metavar="SWARM", help="the swarm's join line")
+    register.add_argument("--yes", action="store_true", help="do not ask")
     register.add_argument("--relay", metavar="URL", help="a relay that pays for it")
     register.add_argument("--invite", metavar="CODE", help="the relay's invite, if it asks for one")
     register.set_defaults(run=_register)
@@ -119,7 +120,12 @@ def _register(arguments: argparse.Namespace) -> int:
         settings = Settings(home=arguments.home, relay_url=arguments.relay, invite=arguments.invite)
         wallet = load_or_create_wallet(settings.wallet_path)
         carrier = carrier_for(settings, arguments.swarm, wallet)
-        fresh = carrier.register(identity, _progress)
+        print(
+            f"{identity.peer_id} will be bound to {wallet.address}, and to no other account", file=sys.stderr
+        )
+        if not arguments.yes and not _confirmed():
+            return 1
+        fresh = carrier.register(identity, _progress, move=True)
     print(f"{identity.peer_id} {'is now' if fresh else 'was already'} bound to {wallet.address}")
     return 0
 

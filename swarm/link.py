@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from identity import Identity
-from swarm.errors import LedgerUnavailable, SwarmError
+from swarm.errors import LedgerUnavailable
 from swarm.ledger.account import Carrier, LedgerAccount
 from swarm.ledger.client import LedgerClient
 from swarm.ledger.deliveries import Deliveries
+from swarm.ledger.facts import FACTS_FILE, Facts, read_facts, save_facts
 from swarm.ledger.follower import Follower, Seen
 from swarm.ledger.join import JoinLine, parse_join_line
 from swarm.ledger.outbox import Outbox
-from swarm.ledger.records import Facts, Report
+from swarm.ledger.records import Report
 from swarm.manifest import load
 from swarm.settings import Settings, machine_dir
 
@@ -30,8 +27,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("swarm.ledger")
 
-FACTS_FILE = "ledger.json"
-MAX_FACTS_BYTES = 64 * 1024
 BOOTNODES_WANTED = 8  # announce ourselves while fewer than this are listed
 RENEW_SECONDS = 2 * 24 * 3600  # before an announcement expires
 LISTING_SECONDS = 60  # between looks at whether we are listed
@@ -69,7 +64,7 @@ class Link:
         self._next_listing = 0.0
         if self.online:
             self._ledger.now()  # errors of the first look are the user's to see
-            _save_facts(self._ledger.facts, self.folder / FACTS_FILE)
+            save_facts(self._ledger.facts, self.folder / FACTS_FILE)
         else:
             self._ledger.assume_time(time.time())
         self._asking = self._ledger.another()  # for the node's own thread; the follower has the other
@@ -227,21 +222,3 @@ def saved_facts(settings: Settings, address: str) -> Facts | None:
     files = sorted(settings.swarms_dir.glob(f"*/{FACTS_FILE}"), key=lambda file: -file.stat().st_mtime)
     found = (facts for file in files if (facts := read_facts(file)) and facts.address == address)
     return next(found, None)
-
-
-def read_facts(path: Path) -> Facts | None:
-    """The facts in a file; None if it does not hold any."""
-    with contextlib.suppress(OSError, msgspec.DecodeError):
-        if path.stat().st_size <= MAX_FACTS_BYTES:
-            return msgspec.json.decode(path.read_bytes(), type=Facts)
-    return None
-
-
-def _save_facts(facts: Facts, path: Path) -> None:
-    partial = path.with_name(f".{path.name}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(msgspec.json.encode(facts))
-        partial.replace(path)
-    except OSError as error:
-        raise SwarmError(f"cannot write {path}: {error.strerror}; choose another --home") from error

@@ -243,3 +243,28 @@ def test_account_without_funds_is_one_line(tmp_path, devnet, ledger):
     assert "no funds for registration 1 of Qm" in peer.log.read_text()
     assert f"by {address}: send that account some of the chain's coin" in peer.log.read_text()
     assert "Traceback" not in peer.log.read_text()
+
+
+def test_peer_without_funds_takes_part_through_a_relay(tmp_path, devnet, ledger, processes):
+    wallet = load_or_create_wallet(tmp_path / "relay" / "wallet.json")
+    devnet.fund(wallet.address, 1)
+    command = [sys.executable, "-m", "swarm", "relay", ledger.join_line, "--listen", "127.0.0.1:0"]
+    relay = subprocess.Popen(
+        [*command, "--home", str(tmp_path / "relay")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    processes.append(relay)
+    url = relay.stdout.readline().split()[2]
+    poor = Peer(tmp_path / "poor", devnet, ledger)
+    account = load_or_create_wallet(poor.settings.wallet_path).address
+    devnet.call("anvil_setBalance", account, "0x0")
+    processes.append(poor.start("--rounds", "2", "--relay", url))
+    assert processes[1].wait(WAIT_SECONDS) == 0, poor.log.read_text()
+    assert [entry.report for entry in poor.rounds()] == ["mined", "mined"]
+    assert reported_rounds(ledger) == [entry.round for entry in poor.rounds()]
+    assert int(devnet.call("eth_getBalance", account, "latest"), 16) == 0
+    assert int(devnet.call("eth_getTransactionCount", account, "latest"), 16) == 0
+    relay.send_signal(signal.SIGTERM)
+    assert relay.wait(WAIT_SECONDS) == 0

@@ -14,7 +14,7 @@ from rich.table import Table
 from identity import Identity, peer_name
 from swarm.errors import SwarmError
 from swarm.ledger.deliveries import Deliveries, Delivery
-from swarm.link import FACTS_FILE, read_facts
+from swarm.ledger.facts import FACTS_FILE, read_facts
 from swarm.manifest import MICROS, parse_canonical
 from swarm.records import Records, RoundRecord, Status
 from swarm.settings import Settings

@@ -34,8 +34,11 @@ class Carrier(Protocol):
     contract says no.
     """
 
-    def register(self, identity: Identity, progress: Progress | None = None) -> bool:
-        """Bind the identity's peer to this account; False if it was bound already."""
+    def register(self, identity: Identity, progress: Progress | None = None, *, move: bool = False) -> bool:
+        """Bind the identity's peer to this account; False if it was bound already.
+
+        A peer that is bound to another account is refused, or with `move` moved to this one.
+        """
 
     def carry(self, peer: bytes, parcel: str, reports: Sequence[Report]) -> Carried:
         """Send reports of a peer, or say how far they are. `parcel` names exactly these reports."""
@@ -47,6 +50,17 @@ class Carrier(Protocol):
         """Say where the peer can be reached, replacing what it said before."""
 
 
+def wants_binding(ledger: LedgerClient, identity: Identity, address: str, *, move: bool) -> bool:
+    """Whether the peer must still be bound to the account; `LedgerError` if that would move it unasked."""
+    bound = ledger.account_of(identity.peer)
+    if bound is not None and bound != address and not move:
+        raise LedgerError(
+            f"{identity.peer_id} is bound to account {bound}, this wallet is {address}: use that wallet, "
+            "or move the peer here with `swarm identity register`"
+        )
+    return bound != address
+
+
 class LedgerAccount:
     """Writes to a swarm's contract as one account, which pays. Used from one thread."""
 
@@ -55,10 +69,10 @@ class LedgerAccount:
         self._account = account
         self._queue = AccountQueue(ledger.rpc, account, machine_dir)
 
-    def register(self, identity: Identity, progress: Progress | None = None) -> bool:
-        """See `Carrier`. Also if another account spoke for the peer until now."""
+    def register(self, identity: Identity, progress: Progress | None = None, *, move: bool = False) -> bool:
+        """See `Carrier`."""
         address = str(self._account.address)
-        if self._ledger.account_of(identity.peer) == address:
+        if not wants_binding(self._ledger, identity, address, move=move):
             return False
         binding = self._ledger.bindings(identity.peer)
         # The message is put together here: a peer signs nothing that a server hands it.

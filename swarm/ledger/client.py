@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 from swarm.errors import LedgerError, LedgerUnavailable, UsageError
 from swarm.ledger.blocks import BlockSearch
 from swarm.ledger.clock import LedgerClock
+from swarm.ledger.facts import Facts
 from swarm.ledger.join import parse_join_line
 from swarm.ledger.records import (
     Entry,
-    Facts,
     PeerRecord,
     Report,
     Reported,

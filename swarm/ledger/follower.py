@@ -8,6 +8,7 @@ import time
 from typing import NamedTuple
 
 from swarm.errors import LedgerError
+from swarm.ledger.background import Background
 from swarm.ledger.client import LedgerClient
 
 log = logging.getLogger("swarm.ledger")
@@ -43,7 +44,7 @@ class Follower:
         self._backoff = FIRST_BACKOFF
         self.trouble = NO_BLOCK  # why there is no beacon
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="follower", daemon=True)
+        self._thread = Background("follower", self._run)
 
     def start(self) -> None:
         """Begin to watch."""
@@ -52,8 +53,7 @@ class Follower:
     def stop(self) -> None:
         """Stop; a request under way is not waited for."""
         self._stopping.set()
-        if self._thread.is_alive():
-            self._thread.join(STOP_SECONDS)
+        self._thread.join(STOP_SECONDS)
 
     def now(self) -> float:
         """The ledger's time in Unix seconds, as far as it is known."""
@@ -67,6 +67,7 @@ class Follower:
         """A round's beacon and count of active peers; None if not seen by `until` (Unix seconds)."""
         with self._changed:
             while number not in self._seen:
+                self._thread.check()
                 left = until - self.now()
                 if left <= 0:
                     return None

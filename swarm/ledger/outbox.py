@@ -16,6 +16,7 @@ from types import TracebackType
 from identity import Identity
 from swarm.errors import LedgerError, LedgerUnavailable
 from swarm.ledger.account import Carrier
+from swarm.ledger.background import Background
 from swarm.ledger.client import LedgerClient
 from swarm.ledger.deliveries import Deliveries, Delivery
 from swarm.ledger.records import Entry, Report
@@ -64,7 +65,7 @@ class Outbox:
         self.contradicted = False  # whether the ledger has a report of this peer that is not ours
         self._trouble = ""  # what was last complained of, so that it is one line
         self._backoff = FIRST_BACKOFF
-        self._thread = threading.Thread(target=self._run, name="outbox", daemon=True)
+        self._thread = Background("outbox", self._run)
 
     def __enter__(self) -> Outbox:
         self.start()
@@ -83,13 +84,13 @@ class Outbox:
         """Stop sending; what is not sent yet goes out after the next start."""
         self._stopping = True
         self._wake.set()
-        if self._thread.is_alive():
-            self._thread.join(STOP_SECONDS)
+        self._thread.join(STOP_SECONDS)
 
     def put(self, report: Report) -> None:
         """Take a report; when this returns, no crash can lose it. The first one of a round stays."""
         self._deliveries.put(report)
         self.wake()
+        self._thread.check()
 
     def wake(self) -> None:
         """Do a pass now."""
@@ -99,6 +100,7 @@ class Outbox:
         """Wait until everything is on the ledger, at most so long; how many reports are still open."""
         deadline = time.monotonic() + seconds
         while (left := len(self._deliveries.open())) and time.monotonic() < deadline:
+            self._thread.check()
             time.sleep(DRAIN_POLL_SECONDS)
         return left
 

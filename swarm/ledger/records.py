@@ -5,7 +5,6 @@ Digests and peers are 32 bytes, rewards integer micro-units.
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any
 
 from msgspec import Struct
@@ -63,21 +62,6 @@ class PeerRecord(Struct, frozen=True, kw_only=True):
     total_reward_micros: int  # of the ranked rounds; what the leaderboard sorts by
     all_reward_micros: int  # of all reported rounds
     head: bytes  # rolling digest over all its reports: shows whether the logs one was served are complete
-
-
-class Facts(Struct, frozen=True, kw_only=True):
-    """What never changes about a swarm on its ledger; a node keeps it, to start while the ledger is away."""
-
-    address: str  # checksummed, of the contract
-    chain_id: int
-    first_block: str  # hex hash of block 0: tells a devnet from the next one of the same chain id
-    genesis: int  # when round 0 begins, Unix seconds
-    manifest: bytes  # canonical
-
-    @property
-    def swarm_id(self) -> bytes:
-        """32 bytes: SHA-256 of the canonical manifest."""
-        return hashlib.sha256(self.manifest).digest()
 
 
 class Block(Struct, frozen=True):

@@ -1,8 +1,8 @@
 """A relay: pays for the transactions of peers without gas, which sign what they want to have sent.
 
-This is its desk; `relay_server` puts it on HTTP. Everything here runs in one thread (`Rpc` is for one), except
-`check_swarm` and `present`. A request goes through these steps, and a relay killed between any two goes on
-where it was:
+This is its desk; `relay_server` puts it on HTTP. Everything here runs in one thread (`Rpc` is for one),
+except `check_swarm` and `present`. A request goes through these steps, and a relay killed between any two
+goes on where it was:
 
     1. checked, cheapest first: contract and chain, quotas, signatures, membership, a trial run on the ledger
     2. accepted: written to `relay.sqlite`; only then is the peer told so
@@ -12,27 +12,34 @@ where it was:
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 from msgspec import Struct
 
 from identity import IdentityError, PublicKey, peer_id_text, registration_message
-from identity.files import read_private_file
 from swarm.errors import LedgerError, LedgerUnavailable, UsageError
 from swarm.ledger.client import LedgerClient
 from swarm.ledger.records import Report
 from swarm.ledger.refusals import ContractRefusal
+from swarm.ledger.relay_invites import Invites
+from swarm.ledger.relay_sending import Sending
 from swarm.ledger.relay_store import Kind, Promise, RelayStore
-from swarm.ledger.relay_wire import Answer, Bootnode, Problem, Registration, Reports, Request
-from swarm.ledger.transactions import AccountQueue, Submitted
+from swarm.ledger.relay_wire import (
+    Answer,
+    Bootnode,
+    Problem,
+    Registration,
+    Reports,
+    Request,
+    contract_call,
+)
+from swarm.ledger.transactions import AccountQueue
 from swarm.ledger.typed import signer_of_bootnode, signer_of_registration, signer_of_reports
 
 if TYPE_CHECKING:
@@ -41,13 +48,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("swarm.ledger")
 
 DEFAULT_PORT = 8733
-FOLLOW_SECONDS = 1.0  # between looks at what no block has yet
-WATCH_SECONDS = 15.0  # and at what one has, but not deep enough
-SETTLED_BLOCKS = 64  # no chain in use reorganizes deeper
 BALANCE_SECONDS = 10.0  # the relay's own balance is that old at most
-GIVE_UP_SECONDS = 86_400.0  # on a request that nobody refuses and nobody takes
-MAX_INVITES_BYTES = 1 << 20
-MIN_INVITE_CHARACTERS = 8  # shorter ones can be guessed by trying
 WEI_PER_ETHER = 10**18
 
 
@@ -96,47 +97,10 @@ class Refused(LedgerError):
         self.problem = Problem(code, error)
 
 
-class Invites:
-    """The file of codes, read anew each time, so that its owner can add some."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def read(self) -> dict[str, int]:
-        """The uses of every code, by the code's digest. `IdentityError` if others can read the file."""
-        found: dict[str, int] = {}
-        text = read_private_file(self._path, MAX_INVITES_BYTES).decode(errors="replace")
-        for number, line in enumerate(text.splitlines(), 1):
-            words = line.partition("#")[0].split()
-            if not words:
-                continue
-            uses = words[1] if len(words) > 1 else "1"
-            # Names the line, never the code.
-            if len(words) > 2 or not (uses.isascii() and uses.isdigit()):
-                raise UsageError(
-                    f"{self._path}, line {number}: expected a code, then how often it may be used"
-                )
-            if len(words[0]) < MIN_INVITE_CHARACTERS:
-                raise UsageError(
-                    f"{self._path}, line {number}: a code needs {MIN_INVITE_CHARACTERS} characters or more"
-                )
-            found[_digest_of_invite(words[0])] = int(uses)
-        return found
-
-    def find(self, code: str) -> tuple[str, int] | None:
-        """A code's digest and uses; None if it is not in the file. Takes as long for any code."""
-        given, found = _digest_of_invite(code), None
-        for digest, uses in self.read().items():
-            if hmac.compare_digest(digest, given):
-                found = digest, uses
-        return found
-
-
 class Relay:
     """What a relay decides and does. `LedgerError` if its file, invites or the ledger cannot be used."""
 
     def __init__(self, options: RelayOptions, ledger: LedgerClient, machine_dir: Path) -> None:
-        self.stopping = False  # set from another thread: what is not sent yet waits for the next start
         self.address = str(options.account.address)
         self._ledger = ledger
         self._quotas = options.quotas
@@ -147,9 +111,8 @@ class Relay:
         self._chain_id, first_block = ledger.rpc.served_chain()
         self._store = RelayStore(options.home / "relay.sqlite")
         self._store.belong_to(f"{ledger.address} on chain {self._chain_id}, block 0 {first_block.hex()[:16]}")
-        self._store.prune(time.time())
+        self.sending = Sending(ledger, self._store, self._queue)
         self._balance, self._balance_read = 0, float("-inf")
-        self._follow_at = 0.0
 
     def close(self) -> None:
         """Close the files."""
@@ -232,8 +195,10 @@ class Relay:
         consented = (self._chain_id, self._ledger.address, key.peer, request.binding, request.consent)
         if not _same(signer_of_registration(*consented), request.account):
             raise _wrong(f"the consent is not by account {request.account}")
+        if self._store.under_way("registration", key.peer):
+            raise _quota("another registration of this peer is under way: wait until it is settled")
         member = self._admitted(key.peer, request.account.lower(), request.invite, newcomer=True)
-        self._try(self._function(request), f"the registration of peer {peer_id_text(key.peer)}")
+        self._try(request, f"the registration of peer {peer_id_text(key.peer)}")
         self._accept("registration", key.peer, request, digest, client, member=member)
 
     def _take_reports(self, request: Reports, digest: str, client: str) -> None:
@@ -243,7 +208,7 @@ class Relay:
         account = self._check_signer(request.peer, signer_of_reports(*signed))
         member = self._admitted(request.peer, account, request.invite)
         rounds = [report.round for report in reports]
-        self._try(self._function(request), f"reports {rounds} of peer {peer_id_text(request.peer)}")
+        self._try(request, f"reports {rounds} of peer {peer_id_text(request.peer)}")
         for number in rounds:  # the contract says no to these, unless its chain just took a block back
             if self._is_paid(request.peer, number):
                 raise _quota(f"round {number} was sent and paid for already")
@@ -258,7 +223,7 @@ class Relay:
         signed = (self._chain_id, self._ledger.address, request.peer, request.multiaddr, request.announced_at)
         account = self._check_signer(request.peer, signer_of_bootnode(*signed, request.signature))
         member = self._admitted(request.peer, account, request.invite)
-        self._try(self._function(request), f"the bootnode of peer {peer_id_text(request.peer)}")
+        self._try(request, f"the bootnode of peer {peer_id_text(request.peer)}")
         self._accept("bootnode", request.peer, request, digest, client, member=member)
         return Answer("accepted")
 
@@ -295,7 +260,7 @@ class Relay:
                 raise _quota(f"round {report.round} is under way with other contents or in another batch")
             if promise.state == "failed" and tries > self._quotas.retries:
                 raise _quota(
-                    f"round {report.round} failed {tries} times, this relay does not try again: {promise.error}"
+                    f"round {report.round} failed {tries} times, this relay tries no more: {promise.error}"
                 )
 
     def _is_paid(self, peer: bytes, number: int) -> bool:
@@ -320,10 +285,8 @@ class Relay:
         if self._invites is None:
             return (account, None) if newcomer else None
         if invite is None:
-            whom = (
-                "those with an invite" if newcomer else "peers that it registered, and those with an invite"
-            )
-            raise Refused(403, "invite", f"this relay serves {whom}: ask its operator for one")
+            whom = "those with" if newcomer else "peers that it registered, and those with"
+            raise Refused(403, "invite", f"this relay serves {whom} an invite: ask its operator for one")
         known = self._invites.find(invite)
         if known is None:
             raise Refused(403, "invite", "this relay does not know the invite")
@@ -332,8 +295,9 @@ class Relay:
             raise Refused(403, "invite", "the invite is used up")
         return account, digest
 
-    def _try(self, function: Any, action: str) -> None:
+    def _try(self, request: Request, action: str) -> None:
         """A trial run by the server; `ContractRefusal` if the contract would refuse."""
+        function = contract_call(self._ledger, request)
         with self._ledger.rpc.asking(action):
             function.estimate_gas({"from": self.address})
 
@@ -352,111 +316,11 @@ class Relay:
             digest=digest,
             kind=kind,
             peer=peer,
-            body=msgspec.json.encode(request),
+            body=msgspec.json.encode(msgspec.structs.replace(request, invite=None)),
             accepted_at=time.time(),
         )
         self._store.accept(promise, client, rounds, member)
         log.info("accepted kind=%s peer=%s rounds=%s", kind, peer_id_text(peer), list(rounds))
-
-    # Sending.
-
-    def work(self) -> float | None:
-        """Send what is accepted and follow what is sent; in how many seconds again, None: once some is accepted.
-
-        `LedgerError` if something is in the way; then again too.
-        """
-        self._send_accepted()
-        if time.monotonic() >= self._follow_at:
-            self._follow()
-            self._follow_at = time.monotonic() + FOLLOW_SECONDS
-        if self._store.in_state("accepted", "sent"):
-            return FOLLOW_SECONDS
-        return WATCH_SECONDS if self._store.watched() else None
-
-    def _send_accepted(self) -> None:
-        trouble: LedgerError | None = None
-        for promise in self._store.in_state("accepted"):
-            if self.stopping:
-                return
-            try:
-                self._send(promise)
-            except LedgerUnavailable:
-                raise
-            except LedgerError as error:
-                trouble = error
-                if time.time() - promise.accepted_at > GIVE_UP_SECONDS:
-                    self._store.failed(promise.digest, str(error))
-                else:
-                    self._store.held_up(promise.digest, str(error))
-        if trouble is not None:
-            raise trouble
-
-    def _send(self, promise: Promise) -> None:
-        request = msgspec.json.decode(promise.body, type=_REQUESTS[promise.kind])
-        try:
-            submitted = self._queue.submit(self._key(promise), self._function(request))
-        except ContractRefusal as refusal:
-            self._failed(promise, str(refusal))
-        else:
-            self._note(promise, submitted)
-
-    def _follow(self) -> None:
-        sent, watched = self._store.in_state("sent"), self._store.watched()
-        if not sent and not watched:
-            return
-        self._queue.follow()
-        for promise in sent + watched:
-            if self.stopping:
-                return
-            found = self._queue.state(self._key(promise))
-            if found is not None:
-                self._note(promise, found)
-            elif promise.state == "sent":  # somebody lost the queue's file
-                self._send(promise)
-        if watched:
-            self._store.settle(self._ledger.rpc.block(None).number - SETTLED_BLOCKS)
-
-    def _note(self, promise: Promise, found: Submitted) -> None:
-        if found.state == "sent":
-            if (promise.state, promise.tx) != ("sent", found.tx):
-                self._store.sent(promise.digest, found.tx)
-        elif found.state == "mined":
-            if (promise.state, promise.tx, promise.block) != ("mined", found.tx, found.block_number):
-                self._store.mined(promise.digest, found.tx, found.block_number)
-                log.info("mined kind=%s peer=%s tx=%s", promise.kind, peer_id_text(promise.peer), found.tx)
-        else:
-            self._failed(promise, found.error or f"transaction {found.tx} was {found.state}")
-
-    def _failed(self, promise: Promise, why: str) -> None:
-        # If it is on the ledger by another way, the trial run will say so when the peer asks again.
-        self._store.failed(promise.digest, why)
-        log.warning("failed kind=%s peer=%s error=%r", promise.kind, peer_id_text(promise.peer), why)
-
-    def _function(self, request: Request) -> Any:
-        """The contract's function that a request asks for."""
-        if isinstance(request, Registration):
-            from eth_utils import to_checksum_address
-
-            account = to_checksum_address(request.account)
-            arguments = (account, request.modulus, request.proof, request.consent)
-            return self._ledger.function("registerFor", *arguments)
-        if isinstance(request, Reports):
-            fields = [report.fields for report in request.records()]
-            return self._ledger.function("reportFor", request.peer, fields, request.signature)
-        assert isinstance(request, Bootnode)
-        return self._ledger.function(
-            "announceBootnodeFor", request.peer, request.multiaddr, request.announced_at, request.signature
-        )
-
-    def _key(self, promise: Promise) -> str:
-        return f"{self._ledger.address} relayed {promise.kind} {promise.digest}"
-
-
-_REQUESTS: dict[Kind, type[Request]] = {
-    "registration": Registration,
-    "reports": Reports,
-    "bootnode": Bootnode,
-}
 
 
 def _wrong(error: str) -> Refused:
@@ -477,7 +341,3 @@ def _same(address: str | None, other: str) -> bool:
 
 def _bytes(address: str) -> bytes:
     return bytes.fromhex(address.removeprefix("0x"))
-
-
-def _digest_of_invite(code: str) -> str:
-    return hashlib.sha256(code.encode()).hexdigest()

@@ -1,8 +1,8 @@
 """`run_relay`: a relay on HTTP, until it is told to stop.
 
-The event loop reads requests, decodes them, and answers for those it knows; everything that needs the ledger goes
-to one thread, which also sends. Whoever is not on this machine belongs behind a reverse proxy with TLS: nothing
-here encrypts, and a client's address is the proxy's then (what a client says of its own address is not believed).
+The event loop reads requests, decodes them, and answers for those it knows; everything that needs the ledger
+goes to one thread, which also sends. For peers on other machines, put a reverse proxy with TLS in front:
+nothing here encrypts. A client's address is the proxy's then; what a client says of its own is not believed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeVar
-from weakref import WeakKeyDictionary
 
 import msgspec
 from aiohttp import web
@@ -85,7 +84,7 @@ async def serve_relay(
         try:
             await _Server(relay, worker).run(options, balance, stop, started)
         finally:
-            relay.stopping = True
+            relay.sending.stopping = True
             worker.shutdown(wait=True, cancel_futures=True)
             relay.close()
     finally:
@@ -152,7 +151,7 @@ class _Server:
             for task in done:
                 task.result()  # neither of the two ends by itself, unless it is broken
         finally:
-            self._relay.stopping = True
+            self._relay.sending.stopping = True
             for task in (*tasks, stopped):
                 task.cancel()
             await asyncio.gather(*tasks, stopped, return_exceptions=True)
@@ -164,7 +163,7 @@ class _Server:
             self._wake.clear()
             pause: float | None
             try:
-                pause = await self._in_worker(self._relay.work)
+                pause = await self._in_worker(self._relay.sending.work)
                 backoff, told = FIRST_BACKOFF, ""
             except LedgerError as error:
                 if str(error) != told:
@@ -216,14 +215,13 @@ async def _one_request_each(_: web.Request, response: web.StreamResponse) -> Non
 
 async def _sweep(runner: web.AppRunner) -> None:
     """Close connections of those who talk too slowly or too much."""
-    born: WeakKeyDictionary[Any, float] = WeakKeyDictionary()
+    born: dict[Any, float] = {}
     loop = asyncio.get_running_loop()
     while True:
         await asyncio.sleep(SWEEP_SECONDS)
         server = runner.server
         connections = server.connections if server is not None else []
-        for connection in connections:
-            born.setdefault(connection, loop.time())
+        born = {connection: born.get(connection, loop.time()) for connection in connections}
         connections.sort(key=lambda connection: born[connection])
         excess = max(0, len(connections) - MAX_CONNECTIONS)
         for index, connection in enumerate(connections):

@@ -45,6 +45,16 @@ CREATE INDEX IF NOT EXISTS members_of_invite ON members (invite);
 PRAGMA user_version = {_SCHEMA_VERSION};
 COMMIT;
 """
+_ACCEPT = """
+INSERT INTO requests (digest, kind, peer, body, accepted_at, state) VALUES (?, ?, ?, ?, ?, 'accepted')
+ON CONFLICT (digest) DO UPDATE SET body = excluded.body, accepted_at = excluded.accepted_at,
+    state = 'accepted', tx = NULL, block = NULL, error = NULL, watched = 1
+"""
+_ACCEPT_ROUND = """
+INSERT INTO rounds VALUES (?, ?, ?, 1)
+ON CONFLICT (peer, round) DO UPDATE SET digest = excluded.digest, tries = tries + 1
+"""
+_MINED = "UPDATE requests SET state = 'mined', tx = ?, block = ?, error = NULL, body = x'' WHERE digest = ?"
 _COLUMNS = "digest, kind, peer, body, accepted_at, state, tx, block, error"
 
 
@@ -63,7 +73,10 @@ class Promise(Struct, frozen=True, kw_only=True):
 
 
 class RelayStore:
-    """The file in WAL mode, for any thread. A write is durable when it returns; `LedgerError` if it cannot be."""
+    """The file in WAL mode, for any thread.
+
+    A write is durable when it returns; `LedgerError` if it cannot be.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -128,33 +141,13 @@ class RelayStore:
 
         `member` is the account and the invite's digest of a peer that is served from now on.
         """
+        row = (promise.digest, promise.kind, promise.peer, promise.body, promise.accepted_at)
+        counted = (_day(promise.accepted_at), promise.kind, promise.peer, client)
         changes: list[tuple[str, tuple[object, ...]]] = [
-            (
-                "INSERT INTO requests (digest, kind, peer, body, accepted_at, state) "
-                "VALUES (?, ?, ?, ?, ?, 'accepted') ON CONFLICT (digest) DO UPDATE SET body = excluded.body, "
-                "accepted_at = excluded.accepted_at, state = 'accepted', tx = NULL, block = NULL, error = NULL, "
-                "watched = 1",
-                (
-                    promise.digest,
-                    promise.kind,
-                    promise.peer,
-                    promise.body,
-                    promise.accepted_at,
-                ),
-            ),
-            (
-                "INSERT INTO acceptances VALUES (?, ?, ?, ?)",
-                (_day(promise.accepted_at), promise.kind, promise.peer, client),
-            ),
+            (_ACCEPT, row),
+            ("INSERT INTO acceptances VALUES (?, ?, ?, ?)", counted),
+            *((_ACCEPT_ROUND, (promise.peer, number, promise.digest)) for number in rounds),
         ]
-        for number in rounds:
-            changes.append(
-                (
-                    "INSERT INTO rounds VALUES (?, ?, ?, 1) ON CONFLICT (peer, round) "
-                    "DO UPDATE SET digest = excluded.digest, tries = tries + 1",
-                    (promise.peer, number, promise.digest),
-                )
-            )
         if member is not None:
             changes.append(("INSERT OR IGNORE INTO members VALUES (?, ?, ?)", (promise.peer, *member)))
         self._change(changes)
@@ -170,8 +163,7 @@ class RelayStore:
 
     def mined(self, digest: str, tx: str, block: int | None) -> None:
         """It is on the ledger."""
-        change = "UPDATE requests SET state = 'mined', tx = ?, block = ?, error = NULL, body = x'' WHERE digest = ?"
-        self._change([(change, (tx, block, digest))])
+        self._change([(_MINED, (tx, block, digest))])
 
     def failed(self, digest: str, error: str) -> None:
         """It is not sent again unless the peer asks."""

@@ -6,12 +6,15 @@ Everything in a request is signed by the peer's key or its account's; a relay ca
 from __future__ import annotations
 
 import hashlib
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta, Struct
 
 from swarm.ledger.records import Report
+
+if TYPE_CHECKING:
+    from swarm.ledger.client import LedgerClient
 
 MAX_BODY_BYTES = 64 * 1024  # of a request, and of every answer
 MAX_REPORTS_BODY_BYTES = 512 * 1024  # 64 reports with verdicts of 4 KiB, in base64, are 380 KiB
@@ -101,3 +104,21 @@ def content_digest(request: Request) -> str:
     content = msgspec.structs.replace(request, invite=None, **blank)
     named = (type(request).__name__, content)
     return hashlib.sha256(msgspec.msgpack.encode(named)).hexdigest()
+
+
+def contract_call(ledger: LedgerClient, request: Request) -> Any:
+    """The call that a request asks for. Of whoever makes it the contract takes no notice."""
+    match request:
+        case Registration():
+            from eth_utils import to_checksum_address
+
+            account = to_checksum_address(request.account)
+            arguments = (account, request.modulus, request.proof, request.consent)
+            return ledger.function("registerFor", *arguments)
+        case Reports():
+            fields = [report.fields for report in request.records()]
+            return ledger.function("reportFor", request.peer, fields, request.signature)
+        case Bootnode():
+            announced = (request.peer, request.multiaddr, request.announced_at)
+            return ledger.function("announceBootnodeFor", *announced, request.signature)
+    raise TypeError(f"not a request: {type(request).__name__}")

@@ -1,7 +1,7 @@
 """Writing to the ledger without gas: the peer signs, a relay sends and pays.
 
-A relay is not believed. What it says of the contract is asked of the ledger, "mined" counts once the ledger says
-so, and nothing that it sends is ever signed. All it can do is to do nothing.
+A relay is not believed. What it says of the contract is asked of the ledger, "mined" counts once the ledger
+says so, and nothing that it sends is ever signed. All it can do is to do nothing.
 """
 
 from __future__ import annotations
@@ -9,14 +9,14 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit, urlunsplit
 
 import msgspec
 
 from identity import Identity, registration_message
 from swarm.errors import LedgerError, LedgerUnavailable
-from swarm.ledger.account import Carried
+from swarm.ledger.account import Carried, wants_binding
 from swarm.ledger.client import LedgerClient, Progress
 from swarm.ledger.join import check_url
 from swarm.ledger.records import Report
@@ -30,6 +30,7 @@ from swarm.ledger.relay_wire import (
     Reports,
     Request,
     WireReport,
+    contract_call,
 )
 from swarm.ledger.rpc import LOOPBACK
 from swarm.ledger.typed import bootnode_signature, registration_consent, reports_signature
@@ -48,13 +49,19 @@ REMEMBERED_PARCELS = 16
 MAX_WORDS = 300
 
 
+class _Signed(NamedTuple):
+    """A request for the relay, and the same as a call of the contract, to ask the ledger about it."""
+
+    body: bytes
+    function: Any
+
+
 @dataclass
 class _Parcel:
     """Reports that were signed, and what the relay last said of them."""
 
     reports: list[Report]
-    body: bytes
-    function: Any
+    signed: _Signed
     begun_at: float
     ask_at: float = 0.0
     carried: Carried | None = None
@@ -83,12 +90,14 @@ class Sponsor:
         self._invite = invite
         self._relay = _RelayConnection(relay_url)
         self._parcels: dict[tuple[bytes, str], _Parcel] = {}
-        self._bootnode: tuple[tuple[bytes, str, int], float, bytes, Any] | None = None
+        self._bootnode: tuple[tuple[bytes, str, int], float, _Signed] | None = None
 
-    def register(self, identity: Identity, progress: Progress | None = None) -> bool:
+    def register(
+        self, identity: Identity, progress: Progress | None = None, *, move: bool = False
+    ) -> bool:
         """See `Carrier`. Returns when the ledger has it; `LedgerUnavailable` if not within two minutes."""
         address = str(self._account.address)
-        if self._ledger.account_of(identity.peer) == address:
+        if not wants_binding(self._ledger, identity, address, move=move):
             return False
         chain_id, contract = self._ledger.chain_id, self._ledger.address
         binding = self._ledger.bindings(identity.peer)
@@ -103,13 +112,10 @@ class Sponsor:
             consent=registration_consent(self._account, chain_id, contract, identity.peer, binding),
         )
         what = f"the registration of {identity.peer_id}"
-        function = self._ledger.function(
-            "registerFor", address, request.modulus, request.proof, request.consent
-        )
-        body = msgspec.json.encode(request)
+        signed = self._ready(request)
         try:
-            answer = self._post("register", body, function, what)
-            self._await_account(identity.peer, body, function, what, answer, progress)
+            answer = self._post("register", signed, what)
+            self._await_account(identity.peer, signed, what, answer, progress)
         except ContractRefusal as refusal:
             if refusal.name == "AlreadyRegistered":
                 return False  # an earlier try, whose answer was lost, made it after all
@@ -131,9 +137,9 @@ class Sponsor:
         try:
             if now > known.begun_at + DOUBT_SECONDS:
                 self._ledger.rpc.call(
-                    known.function, what
+                    known.signed.function, what
                 )  # too late by now, or there without its saying so?
-            answer = self._post("reports", known.body, known.function, what)
+            answer = self._post("reports", known.signed, what)
         except LedgerUnavailable:
             raise
         except LedgerError:
@@ -155,9 +161,9 @@ class Sponsor:
             or self._bootnode[0] != wanted
             or now > self._bootnode[1] + BOOTNODE_SIGNED_SECONDS
         ):
-            self._bootnode = (wanted, now, *self._signed_bootnode(peer, multiaddr))
+            self._bootnode = (wanted, now, self._signed_bootnode(peer, multiaddr))
         try:
-            self._post("bootnode", self._bootnode[2], self._bootnode[3], f"the bootnode {multiaddr}")
+            self._post("bootnode", self._bootnode[2], f"the bootnode {multiaddr}")
         except LedgerUnavailable:
             raise
         except LedgerError:
@@ -175,15 +181,13 @@ class Sponsor:
             reports=[msgspec.convert(report, WireReport, from_attributes=True) for report in reports],
             signature=signature,
         )
-        fields = [report.fields for report in reports]
-        function = self._ledger.function("reportFor", peer, fields, signature)
-        return _Parcel(list(reports), msgspec.json.encode(request), function, time.monotonic())
+        return _Parcel(list(reports), self._ready(request), time.monotonic())
 
-    def _signed_bootnode(self, peer: bytes, multiaddr: str) -> tuple[bytes, Any]:
+    def _signed_bootnode(self, peer: bytes, multiaddr: str) -> _Signed:
         chain_id, contract = self._ledger.chain_id, self._ledger.address
         announced_at = self._ledger.rpc.block(None).timestamp  # our own guess might be ahead of the chain's
         signature = bootnode_signature(self._account, chain_id, contract, peer, multiaddr, announced_at)
-        request: Request = Bootnode(
+        request = Bootnode(
             chain_id=chain_id,
             contract=contract,
             invite=self._invite,
@@ -192,14 +196,15 @@ class Sponsor:
             announced_at=announced_at,
             signature=signature,
         )
-        function = self._ledger.function("announceBootnodeFor", peer, multiaddr, announced_at, signature)
-        return msgspec.json.encode(request), function
+        return self._ready(request)
+
+    def _ready(self, request: Request) -> _Signed:
+        return _Signed(msgspec.json.encode(request), contract_call(self._ledger, request))
 
     def _await_account(
         self,
         peer: bytes,
-        body: bytes,
-        function: Any,
+        signed: _Signed,
         what: str,
         answer: Answer,
         progress: Progress | None,
@@ -212,7 +217,7 @@ class Sponsor:
                     return
                 if time.monotonic() >= ask_at:
                     ask_at = time.monotonic() + ASK_SECONDS
-                    answer = self._post("register", body, function, what)
+                    answer = self._post("register", signed, what)
                 trouble = ""
             except LedgerUnavailable as error:
                 trouble = f" ({error})"
@@ -229,14 +234,14 @@ class Sponsor:
             time.sleep(pause)
             pause = min(2 * pause, MAX_PAUSE)
 
-    def _post(self, path: str, body: bytes, function: Any, what: str) -> Answer:
+    def _post(self, path: str, signed: _Signed, what: str) -> Answer:
         """The relay's answer. If it refuses, the ledger is asked what the contract says of the same call."""
         try:
-            return self._relay.post(path, body)
+            return self._relay.post(path, signed.body)
         except _RelayRefusal as refusal:
             unsure = f"the relay at {self._relay.host} says of {what}: {refusal}"
             try:
-                self._ledger.rpc.call(function, what)
+                self._ledger.rpc.call(signed.function, what)
             except ContractRefusal as own:
                 raise own from refusal
             except LedgerUnavailable as error:
@@ -262,7 +267,7 @@ class _RelayConnection:
         )
 
     def post(self, path: str, body: bytes) -> Answer:
-        """`_RelayRefusal` if the relay refuses, `LedgerUnavailable` if it cannot answer or answers nonsense."""
+        """`_RelayRefusal` if the relay refuses, `LedgerUnavailable` if it cannot, or answers nonsense."""
         status, contents = self._exchange(self._url(path), body)
         if status in (200, 202):
             try:

@@ -35,8 +35,8 @@ WEEK = 7 * 86400
 GAS = 15_000_000  # given, since estimating takes as long as sending
 ZERO = "0x" + "00" * 20
 
-REPORT_FIELDS = "round groups rewardMicros commitment stateBefore stateAfter verdicts".split()
-REPORT_TYPES = "uint64 uint32 uint64 bytes32 bytes32 bytes32 bytes".split()
+REPORT_FIELDS = ["round", "groups", "rewardMicros", "commitment", "stateBefore", "stateAfter", "verdicts"]
+REPORT_TYPES = ["uint64", "uint32", "uint64", "bytes32", "bytes32", "bytes32", "bytes"]
 
 
 class Report(NamedTuple):
@@ -78,7 +78,7 @@ def key(number: int) -> Identity:
 
 @cache
 def chain(chain_id: int = 31337) -> Chain:
-    """A devnet of the session. Its blocks are a second apart whatever the wall clock does; it ends at exit."""
+    """A devnet of the session. Its blocks are a second apart on any wall clock; it ends at exit."""
     return Chain(Devnet(block_seconds=None, chain_id=chain_id).start())
 
 

@@ -94,6 +94,15 @@ def test_a_rotated_peers_bootnode_leaves_the_list_whole(swarm, me, rotated):
     assert swarm.read("bootnodes", 10) == ["/moved", "/3", "/4", left[0]]
 
 
+def test_a_bootnode_that_came_to_the_front_again_can_be_rotated_away(swarm, me):
+    for number in (0, 1, 2, 0):
+        announce(swarm, me, number, f"/{number}")
+    swarm.rotate(key(0), key(4))
+    assert swarm.read("bootnodes", 10) == ["/2", "/1"]
+    announce(swarm, me, 1, "/1")
+    assert swarm.read("bootnodes", 10) == ["/1", "/2"]
+
+
 def test_a_bootnode_stays_when_its_peer_moves(swarm, me):
     announce(swarm, me, 0, "/a")
     swarm.register(key(0), chain().account())

@@ -19,7 +19,7 @@ from contract_cast import (
 )
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 KEYS = range(5)
 ACCOUNTS = range(3)
@@ -27,11 +27,13 @@ MIDDLE = ROUND_SECONDS // 2  # far from a round's ends, beside the second that a
 
 keys = st.sampled_from(KEYS)
 accounts = st.sampled_from(ACCOUNTS)
+choices = st.sampled_from(range(60))  # which key, mostly a registered one: see `chosen`
+mostly = st.sampled_from([True, True, True, True, False])
 claims = st.tuples(
     # How many rounds after its round, negative for one to come.
-    st.sampled_from([0, 0, 0, 0, 1, 1, 2, 3, WINDOW - 1, WINDOW, WINDOW + 1, -1]),
-    st.sampled_from([0, 1, 70_000, 1_500_000, MAX_REWARD, MAX_REWARD, MAX_REWARD + 1]),
-    st.sampled_from([0, 12, MAX_GROUPS, MAX_GROUPS, MAX_GROUPS + 1]),
+    st.sampled_from([0] * 6 + [1, 2, 3, 4, 5, 6, WINDOW - 1, WINDOW] * 2 + [WINDOW + 1, -1]),
+    st.sampled_from([0, 1, 70_000, 1_500_000, MAX_REWARD] * 6 + [MAX_REWARD + 1]),
+    st.sampled_from([0, 12, MAX_GROUPS] * 10 + [MAX_GROUPS + 1]),
     st.binary(max_size=40),
 )
 
@@ -75,6 +77,11 @@ class Histories(RuleBasedStateMachine):
 
     # ---- rules ----
 
+    @initialize()
+    def begin_with_three_peers_of_two_accounts(self):
+        for number, who in ((0, 0), (1, 0), (2, 1)):
+            self.register(number, who)
+
     @rule(number=keys, who=accounts)
     def register(self, number, who):
         arguments = (key(number).public_key.modulus, self.swarm.proof(key(number), self.accounts[who]))
@@ -102,8 +109,9 @@ class Histories(RuleBasedStateMachine):
         if self.attempt(error, self.accounts[who], "register", *arguments):
             self.bind(number, who)
 
-    @rule(old=keys, new=keys, honest=st.sampled_from([True, True, False]))
-    def rotate(self, old, new, honest):
+    @rule(choice=choices, new=keys, honest=mostly)
+    def rotate(self, choice, new, honest):
+        old = self.chosen(choice)
         arguments = list(self.swarm.rotation(key(old), key(new)))
         if not honest:
             arguments[3] = arguments[2]
@@ -118,27 +126,25 @@ class Histories(RuleBasedStateMachine):
         self.bootnodes.pop(old, None)
         self.check_peers_belong_to_whom_the_model_says()
 
-    @rule(number=keys, who=accounts, claim=claims)
-    def report(self, number, who, claim):
+    @rule(choice=choices, right=mostly, claim=claims)
+    def report(self, choice, right, claim):
+        number, who = self.chosen_speaker(choice, right)
         report = self.claimed(claim)
         error = self.why_not_speak(number, who) or self.why_not_report(number, [report])
         if self.attempt(error, self.accounts[who], "report", key(number).peer, report):
             self.enter_reports(number, [report])
 
-    @rule(number=keys, who=accounts, several=st.lists(claims, max_size=5))
-    def report_batch(self, number, who, several):
+    @rule(choice=choices, right=mostly, several=st.lists(claims, max_size=5))
+    def report_batch(self, choice, right, several):
+        number, who = self.chosen_speaker(choice, right)
         reports = [self.claimed(claim) for claim in several]
         error = self.why_not_speak(number, who) or self.why_not_report(number, reports)
         if self.attempt(error, self.accounts[who], "reportBatch", key(number).peer, reports):
             self.enter_reports(number, reports)
 
-    @rule(number=keys, claim=claims)
-    def report_of_the_owner(self, number, claim):
-        """As `report`, but always by the right account, that histories get long."""
-        self.report(number, self.peers[number].account or 0, claim)
-
-    @rule(number=keys, who=accounts, several=st.lists(claims, max_size=3))
-    def report_for(self, number, who, several):
+    @rule(choice=choices, right=mostly, several=st.lists(claims, max_size=3))
+    def report_for(self, choice, right, several):
+        number, who = self.chosen_speaker(choice, right)
         reports = [self.claimed(claim) for claim in several]
         signature = self.swarm.report_signature(self.accounts[who], key(number).peer, reports)
         error = self.why_not_known(number) or (None if reports else "BadBatch")
@@ -148,8 +154,9 @@ class Histories(RuleBasedStateMachine):
             self.enter_reports(number, reports)
             self.refuses("AlreadyReported", self.relay, "reportFor", key(number).peer, reports, signature)
 
-    @rule(number=keys, who=accounts, multiaddr=st.sampled_from(["/a", "/b/" + "x" * 40, "c"]))
-    def announce(self, number, who, multiaddr):
+    @rule(choice=choices, right=mostly, multiaddr=st.sampled_from(["/a", "/b/" + "x" * 40, "/c", "d"]))
+    def announce(self, choice, right, multiaddr):
+        number, who = self.chosen_speaker(choice, right)
         error = self.why_not_speak(number, who) or (None if multiaddr[0] == "/" else "BadMultiaddr")
         if self.attempt(error, self.accounts[who], "announceBootnode", key(number).peer, multiaddr):
             self.bootnodes.pop(number, None)
@@ -161,6 +168,16 @@ class Histories(RuleBasedStateMachine):
         self.swarm.enter(self.round, MIDDLE)
 
     # ---- the model ----
+
+    def chosen(self, choice):
+        pool = [number for number in KEYS if self.peers[number].account is not None] * 4 + list(KEYS)
+        return pool[choice % len(pool)]
+
+    def chosen_speaker(self, choice, right):
+        """A key, and its account or another one."""
+        number = self.chosen(choice)
+        account = self.peers[number].account or 0
+        return number, account if right else (account + 1) % len(ACCOUNTS)
 
     def why_not_bind(self, number, who):
         peer = self.peers[number]

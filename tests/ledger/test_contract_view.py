@@ -1,5 +1,6 @@
 """RLSwarmView answers what readers of RL Swarm's contract ask, with exactly their types."""
 
+import base58
 import pytest
 from contract_cast import ROUND_SECONDS, STAGE_ENDS, ZERO, chain, create_swarm, key, make_report
 from hypothesis import example, given, settings
@@ -213,6 +214,8 @@ BASE58 = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
 @example("1" * 46)
 @example("z" * 46)
 @example("Qm" + "0" * 44)
+@example("Qm" + "O" * 44)
+@example("Qm" + "I" * 44)
 @example("Qm" + "l" * 44)
 @example("Qm" + "é" * 22)
 def test_what_is_no_peer_of_the_swarm_reads_as_nothing(text):
@@ -221,6 +224,14 @@ def test_what_is_no_peer_of_the_swarm_reads_as_nothing(text):
     assert view.getTotalRewards([text]) == [0]
     assert view.getTotalWins(text) == view.getVoterVoteCount(text) == 0
     assert not view.hasSubmittedRoundStageReward(0, LAST, text)
+
+
+def test_the_digest_of_a_peer_in_another_multihash_is_not_the_peer():
+    view = _shared_view()
+    for prefix in (b"\x12\x21", b"\x11\x20", b"\x12\x1f"):
+        text = base58.b58encode(prefix + key(0).peer).decode()
+        assert len(text) == 46
+        assert view.getEoa([text, peer_id(0)]) == [ZERO, view.getEoa([peer_id(0)])[0]]
 
 
 @settings(max_examples=60, deadline=None)

@@ -295,8 +295,10 @@ def test_registration_is_done_once_and_can_move_to_another_account(ledger, chain
     second = LedgerAccount(ledger, chain.funded_account(), machine_dir)
     assert first.register(identities[0])
     assert not first.register(identities[0])
-    assert second.register(identities[0])  # a lost wallet loses nothing: the key moves the peer
-    assert first.register(identities[0])
+    with pytest.raises(LedgerError, match="bound to account"):
+        second.register(identities[0])
+    assert second.register(identities[0], move=True)  # a lost wallet loses nothing: the key moves the peer
+    assert first.register(identities[0], move=True)
     assert ledger.bindings(identities[0].peer) == 3
 
 

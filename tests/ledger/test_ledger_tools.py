@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import threading
@@ -128,11 +129,11 @@ def test_the_artifact_is_what_the_source_gives(monkeypatch, tmp_path, capsys):
             raise
         pytest.skip(f"solc is not installed and cannot be: {error}")
     assert contract_compiler.main(["--check"]) == 0
-    changed = tmp_path / contract_compiler.SOURCE.name
-    changed.write_text(
-        contract_compiler.SOURCE.read_text().replace("ACCEPTANCE_WINDOW = 32", "ACCEPTANCE_WINDOW = 33")
-    )
-    monkeypatch.setattr(contract_compiler, "SOURCE", changed)
+    changed = tmp_path / "contracts"
+    shutil.copytree(contract_compiler.SOURCES, changed)
+    monkeypatch.setattr(contract_compiler, "SOURCES", changed)
+    source = changed / "RLSwarmView.sol"
+    source.write_text(source.read_text().replace("PEER_ID_CHARACTERS = 46", "PEER_ID_CHARACTERS = 47"))
     assert contract_compiler.main(["--check"]) == 1
     assert capsys.readouterr().err.count("\n") == 1
 
@@ -140,5 +141,5 @@ def test_the_artifact_is_what_the_source_gives(monkeypatch, tmp_path, capsys):
 def test_the_contract_holds_the_keys_constants():
     from identity.key import PUBLIC_KEY_PREFIX, PUBLIC_KEY_SUFFIX
 
-    source = contract_compiler.SOURCE.read_text()
+    source = (contract_compiler.SOURCES / "SwarmCoordinator.sol").read_text()
     assert f'hex"{PUBLIC_KEY_PREFIX.hex()}"' in source and f'hex"{PUBLIC_KEY_SUFFIX.hex()}"' in source

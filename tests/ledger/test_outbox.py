@@ -291,11 +291,11 @@ def test_account_without_funds_holds_reports_up_until_it_has_some(desk, chain):
 
 def test_refusal_that_somebody_can_mend_is_tried_again(desk, chain, machine_dir):
     other = LedgerAccount(desk.ledger, chain.funded_account(), machine_dir)
-    other.register(desk.identity)  # moves the peer to another account
+    other.register(desk.identity, move=True)
     desk.outbox.put(make_report(0))
     with pytest.raises(ContractRefusal, match="NotPeersAccount"):
         desk.deliver()
-    desk.carrier.register(desk.identity)
+    desk.carrier.register(desk.identity, move=True)
     assert desk.deliver(2) == {0: "mined"}
 
 

@@ -165,30 +165,55 @@ contract SwarmCoordinator is EIP712 {
     /// @notice `peer` can be reached at `multiaddr` by those who join.
     event BootnodeAnnounced(bytes32 indexed peer, string multiaddr);
 
+    /// @notice A round of no length.
     error BadRoundSeconds();
+    /// @notice More than a year from the chain's time: a mistake of units.
     error BadGenesis(uint64 genesis, uint256 timestamp);
+    /// @notice The manifest has more than `MAX_MANIFEST_BYTES`.
     error ManifestTooLarge(uint256 size, uint256 max);
+    /// @notice The acceptance window is not 1 to `max` rounds.
     error BadAcceptanceWindow(uint64 acceptanceWindow, uint64 max);
+    /// @notice A cap is 0, or the reward's does not fit in 38 bits.
     error BadCaps(uint32 maxGroups, uint64 maxRewardMicros);
+    /// @notice The stages' ends do not grow within the round, or are more than 8.
     error BadStages(uint32[] stageEnds);
+    /// @notice Round 0 has not begun.
     error BeforeGenesis(uint64 genesis, uint256 timestamp);
+    /// @notice Not the modulus of an RSA-2048 key.
     error BadModulus();
+    /// @notice Not the signature of the peer's key over its next binding to `account`.
     error BadProof(bytes32 peer, address account);
+    /// @notice Not the signature of `account` over the peer's next binding.
     error BadConsent(bytes32 peer, address account);
+    /// @notice The two keys did not both sign this rotation.
     error BadRotation(bytes32 oldPeer, bytes32 newPeer);
+    /// @notice The peer is bound to this very account.
     error AlreadyRegistered(bytes32 peer, address account);
+    /// @notice A successor must be a key that was never registered.
     error PeerTaken(bytes32 peer);
+    /// @notice The peer's key was rotated away; `successor` took over.
     error Retired(bytes32 peer, bytes32 successor);
+    /// @notice No account speaks for the peer.
     error NotRegistered(bytes32 peer);
+    /// @notice Only `account` speaks for the peer.
     error NotPeersAccount(bytes32 peer, address account);
+    /// @notice Not the signature of `account`, the peer's, over these reports.
     error BadReportSignature(bytes32 peer, address account);
+    /// @notice Not 1 to `max` reports.
     error BadBatch(uint256 size, uint256 max);
+    /// @notice The round has not begun.
     error FutureRound(uint64 round, uint64 currentRound);
+    /// @notice The round is over for more than `acceptanceWindow` rounds.
     error TooLate(uint64 round, uint64 currentRound);
+    /// @notice A round is reported once, whatever the key or account was then.
     error AlreadyReported(bytes32 peer, uint64 round);
+    /// @notice More groups than `maxGroups`.
     error TooManyGroups(uint32 groups, uint32 max);
+    /// @notice More reward than `maxRewardMicros`.
     error RewardTooHigh(uint64 rewardMicros, uint64 max);
+    /// @notice More bytes than `MAX_VERDICTS_BYTES`.
     error VerdictsTooLarge(uint256 size, uint256 max);
+    /// @notice Not 1 to `MAX_MULTIADDR_BYTES` printable ASCII characters beginning with a slash.
     error BadMultiaddr();
 
     /**
@@ -424,7 +449,7 @@ contract SwarmCoordinator is EIP712 {
         return _reporters.length;
     }
 
-    /// @notice The record of `peer`; all zero but its id if it is not registered. A retired peer's is its successor's.
+    /// @notice The record of `peer`; all zero but its id if it is not registered, or retired (its successor has all).
     function peerRecord(bytes32 peer) public view returns (PeerRecord memory) {
         Peer storage p = _peers[peer];
         Tally storage tally = _tallies[p.id]; // of id 0: empty
@@ -523,7 +548,7 @@ contract SwarmCoordinator is EIP712 {
         if (!_isRsaSignature(modulus, registrationMessage(peer, account), proof)) revert BadProof(peer, account);
     }
 
-    // Not OpenZeppelin's RSA.pkcs1Sha256: that walks over the padding byte by byte for 15,000 gas more, to accept a
+    // Not OpenZeppelin's RSA.pkcs1Sha256: that walks over the padding byte by byte, for 19,000 gas more, to accept a
     // second form of the encoding, which no signer of ours makes. There is one right encoding, so the whole of it is
     // compared, and no parser is there to be fooled.
     function _isRsaSignature(bytes calldata modulus, bytes memory message, bytes calldata signature)
@@ -676,7 +701,7 @@ contract SwarmCoordinator is EIP712 {
     }
 
     function _entry(uint64 rewardMicros, uint64 lateRounds) private view returns (uint256) {
-        // After 2**34 blocks the number stays where it is, rather than that reports spoil one another or stop.
+        // After 2**34 blocks the number stands still, so that reports neither stop nor spoil one another.
         unchecked {
             uint256 blocks = block.number - deploymentBlock + 1;
             if (blocks > (1 << BLOCK_BITS) - 1) blocks = (1 << BLOCK_BITS) - 1;
