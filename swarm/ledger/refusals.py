@@ -38,6 +38,9 @@ _WORDS = {
     "TooManyGroups": "{groups} groups reported, at most {max} count",
     "RewardTooHigh": "a reward of {rewardMicros} micro-units reported, at most {max} count",
     "VerdictsTooLarge": "the verdicts have {size} bytes, at most {max} fit",
+    "BadBootnodeSignature": "the signature over the bootnode is not by {account}, the account of {peer}",
+    "BadAnnouncementTime": "the bootnode was signed at {announcedAt}: over an hour ago, in the future, or "
+    "before the last one; that was at {last}, now is {timestamp} (Unix seconds)",
     "BadMultiaddr": "the multiaddr must be 1 to 256 printable ASCII characters beginning with /",
 }
 

@@ -92,9 +92,7 @@ class Sponsor:
         self._parcels: dict[tuple[bytes, str], _Parcel] = {}
         self._bootnode: tuple[tuple[bytes, str, int], float, _Signed] | None = None
 
-    def register(
-        self, identity: Identity, progress: Progress | None = None, *, move: bool = False
-    ) -> bool:
+    def register(self, identity: Identity, progress: Progress | None = None, *, move: bool = False) -> bool:
         """See `Carrier`. Returns when the ledger has it; `LedgerUnavailable` if not within two minutes."""
         address = str(self._account.address)
         if not wants_binding(self._ledger, identity, address, move=move):

@@ -194,6 +194,13 @@ class Swarm:
         ]
         peer = {"name": "peer", "type": "bytes32"}
         types = {
+            "Bootnode": {
+                "Bootnode": [
+                    peer,
+                    {"name": "multiaddr", "type": "string"},
+                    {"name": "announcedAt", "type": "uint64"},
+                ]
+            },
             "Registration": {"Registration": [peer, {"name": "binding", "type": "uint32"}]},
             "Reports": {"Reports": [peer, {"name": "reports", "type": "Report[]"}], "Report": report},
         }

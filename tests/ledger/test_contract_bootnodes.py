@@ -71,6 +71,52 @@ def test_a_bootnode_is_listed_for_a_week_after_its_last_announcement(swarm, me):
     assert announced == "/a/again" and expires < swarm.chain.time
 
 
+def signed_announcement(swarm, me, number, multiaddr, announced_at):
+    message = {"peer": key(number).peer, "multiaddr": multiaddr, "announcedAt": announced_at}
+    return key(number).peer, multiaddr, announced_at, swarm.typed(me, "Bootnode", message)
+
+
+def test_anyone_submits_what_the_account_signed_once(swarm, me):
+    relay = chain().account()
+    first = signed_announcement(swarm, me, 0, "/a/1", swarm.chain.time)
+    swarm.send(relay, "announceBootnodeFor", *first)
+    assert swarm.read("bootnodes", 10) == ["/a/1"]
+    listed_at = swarm.chain.time
+    swarm.chain.next_at(listed_at + 10)
+    swarm.send(relay, "announceBootnodeFor", *signed_announcement(swarm, me, 0, "/a/2", listed_at + 5))
+    assert swarm.read("bootnodes", 10) == ["/a/2"]
+    now = swarm.chain.time
+    swarm.chain.mine_at(now + 20)
+    for old in (first, signed_announcement(swarm, me, 0, "/a/3", now)):
+        values = (old[2], now, now + 20)
+        swarm.refused("BadAnnouncementTime", values, relay, "announceBootnodeFor", *old)
+
+
+@pytest.mark.parametrize("off", [1, -3601])
+def test_an_announcement_of_another_time_is_not_taken(swarm, me, off):
+    now = swarm.chain.time + 100
+    swarm.chain.mine_at(now)
+    late = signed_announcement(swarm, me, 0, "/a", now + off)
+    values = (now + off, 0, now)
+    swarm.refused("BadAnnouncementTime", values, chain().account(), "announceBootnodeFor", *late)
+
+
+def test_an_announcement_by_another_or_for_another_contract_is_not_taken(swarm, me):
+    stranger, elsewhere = chain().account(), create_swarm()
+    elsewhere.register(key(0), me)
+    now = swarm.chain.time
+    good = signed_announcement(swarm, me, 0, "/a", now)
+    values = (key(0).peer, me.address)
+    for on, signed in (
+        (elsewhere, good),
+        (swarm, signed_announcement(swarm, stranger, 0, "/a", now)),
+        (swarm, (*good[:1], "/b", *good[2:])),
+        (swarm, (*good[:2], now - 1, good[3])),
+        (swarm, (*good[:3], good[3][:-1])),
+    ):
+        on.refused("BadBootnodeSignature", values, stranger, "announceBootnodeFor", *signed)
+
+
 def test_nobody_announces_for_another(swarm, me):
     stranger = chain().account()
     values = (key(0).peer, me.address)

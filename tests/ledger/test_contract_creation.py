@@ -145,5 +145,6 @@ def test_no_function_can_be_meant_for_an_owner(swarm):
         "reportBatch",
         "reportFor",
         "announceBootnode",
+        "announceBootnodeFor",
     }
     assert len(constructor_arguments(chain())) == 7

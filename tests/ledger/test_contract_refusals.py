@@ -111,6 +111,8 @@ REFUSALS = {
     "TooManyGroups": report(groups=MAX_GROUPS + 1),
     "RewardTooHigh": report(reward=MAX_REWARD + 1),
     "VerdictsTooLarge": report(verdicts=bytes(5000)),
+    "BadBootnodeSignature": call("announceBootnodeFor", peer(2), "/a", lambda s, me: s.chain.time, b""),
+    "BadAnnouncementTime": call("announceBootnodeFor", peer(2), "/a", 1, b""),
     "BadMultiaddr": call("announceBootnode", peer(2), "nonsense"),
 }
 

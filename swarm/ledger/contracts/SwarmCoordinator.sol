@@ -68,6 +68,8 @@ contract SwarmCoordinator is EIP712 {
     uint256 public constant MAX_BATCH = 64;
     /// @notice How long an announced bootnode is listed, in seconds.
     uint256 public constant BOOTNODE_SECONDS = 7 days;
+    /// @notice How old an announcement may be that somebody else submits, in seconds.
+    uint256 public constant MAX_ANNOUNCEMENT_AGE = 1 hours;
 
     // A genesis further away than this is a mistake of units (milliseconds, say), not a plan.
     uint64 private constant MAX_GENESIS_DISTANCE = 365 days;
@@ -94,6 +96,8 @@ contract SwarmCoordinator is EIP712 {
     bytes private constant ROTATE_DOMAIN = "swarm/1/rotate";
 
     bytes32 private constant REGISTRATION_TYPE = keccak256("Registration(bytes32 peer,uint32 binding)");
+    bytes32 private constant BOOTNODE_TYPE =
+        keccak256("Bootnode(bytes32 peer,string multiaddr,uint64 announcedAt)");
     bytes32 private constant REPORT_TYPE = keccak256(
         "Report(uint64 round,uint32 groups,uint64 rewardMicros,bytes32 commitment,bytes32 stateBefore,bytes32 stateAfter,bytes verdicts)"
     );
@@ -213,6 +217,10 @@ contract SwarmCoordinator is EIP712 {
     error RewardTooHigh(uint64 rewardMicros, uint64 max);
     /// @notice More bytes than `MAX_VERDICTS_BYTES`.
     error VerdictsTooLarge(uint256 size, uint256 max);
+    /// @notice Signed at or before the peer's last announcement, after now, or more than an hour ago.
+    error BadAnnouncementTime(uint64 announcedAt, uint256 last, uint256 timestamp);
+    /// @notice Not the signature of `account`, the peer's, over this announcement.
+    error BadBootnodeSignature(bytes32 peer, address account);
     /// @notice Not 1 to `MAX_MULTIADDR_BYTES` printable ASCII characters beginning with a slash.
     error BadMultiaddr();
 
@@ -482,6 +490,36 @@ contract SwarmCoordinator is EIP712 {
      */
     function announceBootnode(bytes32 peer, string calldata multiaddr) external {
         _idOfCaller(peer);
+        _announce(peer, multiaddr);
+    }
+
+    /**
+     * @notice As `announceBootnode`, submitted by anyone.
+     * @param peer The peer that can be reached.
+     * @param multiaddr As in `announceBootnode`.
+     * @param announcedAt When it was signed, in Unix seconds: after the peer's last announcement, so that none can be
+     * brought back, and at most `MAX_ANNOUNCEMENT_AGE` ago.
+     * @param signature EIP-712 signature of the peer's account over `Bootnode(peer, multiaddr, announcedAt)`.
+     */
+    function announceBootnodeFor(
+        bytes32 peer,
+        string calldata multiaddr,
+        uint64 announcedAt,
+        bytes calldata signature
+    ) external {
+        (address account,) = _registered(peer);
+        uint256 expiresAt = _bootnodes[peer].expiresAt;
+        uint256 last = expiresAt == 0 ? 0 : expiresAt - BOOTNODE_SECONDS;
+        if (
+            announcedAt <= last || announcedAt > block.timestamp
+                || announcedAt + MAX_ANNOUNCEMENT_AGE < block.timestamp
+        ) revert BadAnnouncementTime(announcedAt, last, block.timestamp);
+        bytes32 structHash = keccak256(abi.encode(BOOTNODE_TYPE, peer, keccak256(bytes(multiaddr)), announcedAt));
+        if (!_isSignedBy(account, structHash, signature)) revert BadBootnodeSignature(peer, account);
+        _announce(peer, multiaddr);
+    }
+
+    function _announce(bytes32 peer, string calldata multiaddr) private {
         _checkMultiaddr(bytes(multiaddr));
         Bootnode storage entry = _bootnodes[peer];
         bytes32 newest = _newestBootnode;
