@@ -10,6 +10,7 @@ from typing import NamedTuple
 from swarm.errors import LedgerError
 from swarm.ledger.background import Background
 from swarm.ledger.client import LedgerClient
+from swarm.ledger.refusals import kind_of_trouble
 
 log = logging.getLogger("swarm.ledger")
 
@@ -42,6 +43,7 @@ class Follower:
         self._checked_in = -1  # the round in which we made sure of the chain
         self._away_since: float | None = None
         self._backoff = FIRST_BACKOFF
+        self._kind = ""  # of the trouble that was logged last
         self.trouble = NO_BLOCK  # why there is no beacon
         self._stopping = threading.Event()
         self._thread = Background("follower", self._run)
@@ -109,13 +111,14 @@ class Follower:
     def _away(self, error: LedgerError) -> float:
         if self._away_since is None:
             self._away_since = time.monotonic()
-        if self.trouble != str(error):
+        if kind_of_trouble(error) != self._kind:
             log.warning("ledger away, training goes on in rounds of our own error=%r", str(error))
-        self.trouble = str(error)
+        self._kind, self.trouble = kind_of_trouble(error), str(error)
         self._backoff, pause = min(2 * self._backoff, MAX_BACKOFF), self._backoff
         return pause
 
     def _back(self) -> None:
         if self._away_since is not None:
             log.info("ledger back after_seconds=%.0f", time.monotonic() - self._away_since)
-        self._away_since, self._backoff, self.trouble = None, FIRST_BACKOFF, NO_BLOCK
+        self._away_since, self._backoff = None, FIRST_BACKOFF
+        self._kind, self.trouble = "", NO_BLOCK

@@ -20,7 +20,7 @@ from swarm.ledger.background import Background
 from swarm.ledger.client import LedgerClient
 from swarm.ledger.deliveries import Deliveries, Delivery
 from swarm.ledger.records import Entry, Report
-from swarm.ledger.refusals import ContractRefusal
+from swarm.ledger.refusals import ContractRefusal, kind_of_trouble
 
 log = logging.getLogger("swarm.ledger")
 
@@ -241,10 +241,10 @@ class Outbox:
 
     def _complain(self, error: LedgerError) -> None:
         """One line when trouble begins, not one a second."""
-        if str(error) != self._trouble:
+        if kind_of_trouble(error) != self._trouble:
             open_rounds = [delivery.round for delivery in self._deliveries.open()]
             log.warning("reports wait rounds=%s error=%r", open_rounds, str(error))
-        self._trouble = str(error)
+        self._trouble = kind_of_trouble(error)
 
 
 def _rounds(deliveries: Sequence[Delivery]) -> list[int]:

@@ -7,9 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from importlib import resources
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from swarm.errors import LedgerError, LedgerUnavailable
+
+if TYPE_CHECKING:
+    from web3.exceptions import Web3RPCError
 
 # The contract's custom errors in words; {names} are the error's arguments.
 _WORDS = {
@@ -45,6 +48,9 @@ _WORDS = {
 }
 
 
+_LIMIT_WORDS = ("rate limit", "too many requests", "request limit", "throughput", "compute units")
+
+
 class ContractRefusal(LedgerError):
     """The contract reverted, with its custom error `name` ("" if it gave none that we know)."""
 
@@ -52,6 +58,13 @@ class ContractRefusal(LedgerError):
         super().__init__(message)
         self.name = name
         self.arguments = arguments
+
+
+def kind_of_trouble(error: LedgerError) -> str:
+    """The same for errors that need only one line in a log, however their details vary from try to try."""
+    if isinstance(error, LedgerUnavailable):
+        return "away"
+    return error.name if isinstance(error, ContractRefusal) and error.name else str(error)
 
 
 @cache
@@ -110,9 +123,18 @@ def translated(action: str, host: str) -> Iterator[None]:
     except exceptions.Web3RPCError as error:
         if "insufficient funds" in str(error).lower():
             raise LedgerError(f"no funds for {action}: send that account some of the chain's coin") from error
-        raise LedgerError(f"the ledger at {host} refused {action}: {_line(error)}") from error
+        kind = LedgerUnavailable if _is_limit(error) else LedgerError
+        raise kind(f"the ledger at {host} refused {action}: {_line(error)}") from error
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise LedgerError(f"the ledger at {host} answered {action} with nonsense: {_line(error)}") from error
+
+
+def _is_limit(error: Web3RPCError) -> bool:
+    """Whether the server only wants to be asked less often: EIP-1474's code, or words to that effect."""
+    response = error.rpc_response or {}
+    details = response.get("error") if isinstance(response, dict) else None
+    code = details.get("code") if isinstance(details, dict) else None
+    return code == -32005 or any(words in str(error).lower() for words in _LIMIT_WORDS)
 
 
 def _line(error: Exception) -> str:
