@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 
 from identity.errors import IdentityError
-from identity.files import read_private_file, write_private_file
+from identity.files import read_file, read_private_file, write_private_file
 from identity.home import JOURNAL_FILE, KEY_FILE, PASSWORD_FILE, SUCCESSOR_FILE, WALLET_FILE, open_identity
 from identity.interchange import decode_document
 from identity.journal import Journal
@@ -63,13 +63,7 @@ def write_backup(path: Path, contents: BackupContents, password: str) -> None:
 
 def read_backup(path: Path, password: str) -> BackupContents:
     """Open a backup; `IdentityError` if it is none, damaged, hostile, or the password is wrong."""
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise IdentityError(f"cannot read {path}: {error.strerror}") from error
-    if len(data) > MAX_BYTES:
-        raise IdentityError(f"{path} is larger than {MAX_BYTES:,} bytes: it is no backup")
+    data = read_file(path, MAX_BYTES)
     header, plain = unseal(data, password, str(path))
     try:
         contents = msgspec.msgpack.decode(plain, type=BackupContents)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 from identity.errors import IdentityError
@@ -37,10 +38,17 @@ def write_private_file(path: Path, data: bytes, *, advice: str = "choose another
 
 def read_private_file(path: Path, max_bytes: int = 1 << 25) -> bytes:
     """Read a file that only its owner may read; `IdentityError` if missing, too big or open to others."""
+    return read_file(path, max_bytes, check_private)
+
+
+def read_file(
+    path: Path, max_bytes: int, check: Callable[[Path, os.stat_result], None] = lambda *_: None
+) -> bytes:
+    """Read a file that passes `check`; `IdentityError` if it is missing or has more than `max_bytes`."""
     try:
         # Nonblocking, so that a pipe laid in the file's place is refused rather than waited for.
         with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
-            check_private(path, os.fstat(file.fileno()))
+            check(path, os.fstat(file.fileno()))
             data = file.read(max_bytes + 1)
     except OSError as error:
         raise IdentityError(f"cannot read {path}: {error.strerror}") from error

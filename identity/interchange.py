@@ -15,6 +15,7 @@ from typing import Annotated, NamedTuple
 import msgspec
 
 from identity.errors import IdentityError
+from identity.files import read_file
 from identity.key import peer_digest, peer_id_text
 
 FORMAT = "swarm-journal/1"
@@ -68,14 +69,7 @@ def encode_document(peer: bytes, scopes: list[ScopeEntry]) -> bytes:
 
 def read_journal_file(path: Path) -> bytes:
     """The bytes of an exported document, unchecked but for their number; it holds no secrets."""
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise IdentityError(f"cannot read {path}: {error.strerror}") from error
-    if len(data) > MAX_BYTES:
-        raise IdentityError(f"{path} is larger than {MAX_BYTES:,} bytes: it is no exported journal")
-    return data
+    return read_file(path, MAX_BYTES)
 
 
 def decode_document(data: bytes, peer: bytes) -> Document:

@@ -6,7 +6,6 @@ import logging
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from types import TracebackType
 from typing import TYPE_CHECKING
 
 from identity import Identity
@@ -95,15 +94,6 @@ class Link:
     def stop(self) -> None:
         """Stop what `start` started; what is not sent goes out after the next start."""
         self._stack.close()
-
-    def __enter__(self) -> Link:
-        self.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
 
     @property
     def scope(self) -> str:

@@ -3,6 +3,7 @@
 import http.client
 import http.server
 import json
+import logging
 import threading
 import time
 
@@ -116,7 +117,7 @@ def test_a_ledger_that_is_away_is_one_line_and_is_caught_up_with(follow, ledger,
     while (seen := follower.await_round(3, in_a_moment(follower))) is None:
         assert time.monotonic() < deadline
     assert seen.beacon == third
-    assert [r.levelname for r in caplog.records] == ["WARNING", "INFO"]
+    assert [r.levelno for r in caplog.records] == [logging.WARNING, logging.INFO]
     assert "rounds of our own" in caplog.text and "ledger back" in caplog.text
 
 
