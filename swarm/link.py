@@ -50,15 +50,14 @@ class Link:
         self._wallet = wallet
         self._is_alone = is_alone
         self._stack = ExitStack()
-        line = parse_join_line(join_line)
-        self._line = line
-        self._ledger, self.online = _find(settings, line)
+        self._line = parse_join_line(join_line)
+        self._known_before = saved_facts(settings, self._line.address) is not None
+        self._ledger, self.online = _find(settings, self._line)
         self.manifest = self._ledger.manifest()
         self.genesis = self._ledger.genesis
         self.address = self._ledger.address
         self.folder = settings.swarm_dir(self.manifest.swarm_id, self.address, self.genesis)
         self._deliveries = Deliveries(self.folder / "outbox.sqlite")
-        self._stack.callback(self._deliveries.close)
         self._multiaddr: str | None = None
         self._next_listing = 0.0
         if self.online:
@@ -74,10 +73,8 @@ class Link:
         writing = self._ledger.another()
         writing.assume_time(self.now())
         self._carrier = _carrier(writing, self._settings, self._line, self._wallet)
-        if self.online and self._carrier.register(
-            self._identity, lambda what: log.info("waiting what=%r", what)
-        ):
-            log.info("registered peer=%s account=%s", self._identity.peer_id, self._wallet.address)
+        if self.online:
+            self._register()
         # The outbox's thread has the writing client from here on, the follower's the reading one.
         self._outbox = Outbox(
             self._deliveries,
@@ -90,6 +87,15 @@ class Link:
         self._follower.start()
         self._stack.callback(self._follower.stop)
         self._stack.enter_context(self._outbox)
+
+    def _register(self) -> None:
+        try:
+            if self._carrier.register(self._identity, lambda what: log.info("waiting what=%r", what)):
+                log.info("registered peer=%s account=%s", self._identity.peer_id, self._wallet.address)
+        except LedgerUnavailable as error:
+            if not self._known_before:
+                raise
+            log.warning("not registered yet, the outbox tries again error=%r", str(error))
 
     def stop(self) -> None:
         """Stop what `start` started; what is not sent goes out after the next start."""

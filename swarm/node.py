@@ -163,7 +163,7 @@ class Node:
         log.info("ready peer=%s name=%r address=%s", self.identity.peer_id, self.name, address)
 
     def _lock(self, path: Path) -> None:
-        lock = FileLock(path, timeout=0)
+        lock = FileLock(path, timeout=0.5)  # `swarm status` holds it for a moment, to see if anybody does
         try:
             self._stack.enter_context(lock)
         except Timeout:

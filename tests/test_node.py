@@ -168,18 +168,18 @@ def copy_of_key(peer: Peer, home: Path) -> Path:
     return home
 
 
-def test_second_node_on_one_key_says_so_and_exits(peer, processes, tmp_path):
+def test_second_node_on_one_home_or_key_says_so_and_leaves_the_first_alone(peer, processes, tmp_path):
     processes.append(peer.start())
     peer.wait_for(lambda _: "registered" in peer.log.read_text())
-    command = [sys.executable, "-m", "swarm", "join", peer.ledger.join_line]
-    second = subprocess.run(
-        [*command, "--home", str(copy_of_key(peer, tmp_path / "second"))],
-        capture_output=True,
-        text=True,
-        timeout=WAIT_SECONDS,
-    )
-    assert second.returncode == 1
-    assert second.stderr.splitlines()[-1].startswith("swarm: another node of peer Qm")
+    command = [sys.executable, "-m", "swarm", "join", peer.ledger.join_line, "--home"]
+    for home, words in (
+        (peer.settings.home, "swarm: another node is running on"),
+        (copy_of_key(peer, tmp_path / "second"), "swarm: another node of peer Qm"),
+    ):
+        second = subprocess.run([*command, str(home)], capture_output=True, text=True, timeout=WAIT_SECONDS)
+        assert second.returncode == 1
+        assert second.stderr.splitlines()[-1].startswith(words)
+        assert "Traceback" not in second.stderr
     assert f"pid {processes[0].pid}" in second.stderr
     assert processes[0].poll() is None
 
@@ -212,16 +212,6 @@ def test_imported_key_listens_one_round_and_then_speaks(peer, processes):
     assert processes[0].wait(WAIT_SECONDS) == 0, peer.log.read_text()
     assert "listening round=" in peer.log.read_text()
     assert [entry.report for entry in peer.rounds()] == ["mined"]
-
-
-def test_second_node_on_one_home_says_so_and_leaves_the_first_alone(peer, processes):
-    processes.append(peer.start())
-    peer.wait_for(lambda _: "registered" in peer.log.read_text())
-    second = peer.start()
-    assert second.wait(WAIT_SECONDS) == 1
-    assert "another node is running on" in peer.log.read_text()
-    assert "Traceback" not in peer.log.read_text()
-    assert processes[0].poll() is None
 
 
 def test_disk_without_room_for_checkpoints_costs_no_round(peer, ledger, processes):

@@ -18,10 +18,11 @@ class Background:
         """Begin."""
         self._thread.start()
 
-    def join(self, seconds: float) -> None:
-        """Wait for the end, at most so long; fine before the start."""
+    def join(self, seconds: float) -> bool:
+        """Wait for the end, at most so long; whether it has ended, or never began."""
         if self._thread.is_alive():
             self._thread.join(seconds)
+        return not self._thread.is_alive()
 
     def check(self) -> None:
         """Raise what ended the thread, if something did."""

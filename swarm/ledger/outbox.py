@@ -29,7 +29,7 @@ OPEN_SECONDS = 1.0  # between looks at what is under way
 WATCH_SECONDS = 15.0  # and at what is mined, but not deep enough
 SETTLED_BLOCKS = 64  # no chain in use reorganizes deeper
 FIRST_BACKOFF, MAX_BACKOFF = 1.0, 30.0  # seconds, doubling, while the ledger is away
-STOP_SECONDS = 2.0  # a request under way is not waited for: nothing is lost with it
+STOP_SECONDS = 1.0  # a request under way is not waited for: nothing is lost with it
 DRAIN_POLL_SECONDS = 0.2
 
 # The contract will say the same for ever.
@@ -40,6 +40,7 @@ class Outbox:
     """Gets the reports of one peer on one swarm's ledger. Use as a context manager, or `start` and `stop`.
 
     Args:
+        deliveries: closed when this stops.
         ledger, carrier: for this thread alone.
         window: rounds that a report may be late.
         chores: called in every pass, for what else must not hold up the node; may raise `LedgerError`.
@@ -84,7 +85,8 @@ class Outbox:
         """Stop sending; what is not sent yet goes out after the next start."""
         self._stopping = True
         self._wake.set()
-        self._thread.join(STOP_SECONDS)
+        if self._thread.join(STOP_SECONDS):
+            self._deliveries.close()  # else the thread still uses it, until the process ends
 
     def put(self, report: Report) -> None:
         """Take a report; when this returns, no crash can lose it. The first one of a round stays."""
