@@ -13,7 +13,7 @@ from pathlib import Path
 
 from identity import IdentityError
 from swarm import identity_commands
-from swarm.errors import SwarmError, UsageError
+from swarm.errors import LedgerError, SwarmError, UsageError
 from swarm.settings import DEFAULT_LISTEN, Settings, swarm_home
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
@@ -72,7 +72,7 @@ def _create(arguments: argparse.Namespace) -> int:
     import time
 
     from identity import load_or_create_wallet
-    from swarm.ledger.client import deploy, deploy_view
+    from swarm.ledger.creation import deploy, deploy_view
     from swarm.ledger.join import check_url
     from swarm.manifest import load
     from swarm.settings import machine_dir
@@ -86,13 +86,18 @@ def _create(arguments: argparse.Namespace) -> int:
     wallet = load_or_create_wallet(Settings(home=arguments.home).wallet_path)
     genesis = int(time.time()) + arguments.delay
     ledger = deploy(arguments.rpc, wallet, manifest, genesis, machine_dir(), _progress)
-    view = deploy_view(ledger, wallet, machine_dir(), _progress)
+    try:
+        view = deploy_view(ledger, wallet, machine_dir(), _progress)
+    except LedgerError as error:  # the swarm is there, and works without it
+        _complain(error)
+        view = None
     line = ledger.join_line + (f"#{arguments.relay}" if arguments.relay else "")
     if arguments.json:
         created = {"join": line, "address": ledger.address, "view": view, "swarm": manifest.swarm_id.hex()}
         print(json.dumps(created | {"chain_id": ledger.chain_id, "genesis": genesis}, indent=2))
         return 0
-    print(f"readers of RL Swarm's contract use {view}", file=sys.stderr)
+    if view:
+        print(f"readers of RL Swarm's contract use {view}", file=sys.stderr)
     print(f"{manifest.name} begins in {arguments.delay} s; others join with this line:", file=sys.stderr)
     print(line)
     return 0

@@ -30,7 +30,8 @@ from swarm.board.live import PeerView, live_table, round_line
 from swarm.board.plot import plot_rewards
 from swarm.errors import SwarmError, UsageError
 from swarm.guard import Guard
-from swarm.ledger.client import LedgerClient, deploy
+from swarm.ledger.client import LedgerClient
+from swarm.ledger.creation import deploy
 from swarm.ledger.deliveries import Deliveries
 from swarm.ledger.devnet import Devnet
 from swarm.manifest import Manifest, load

@@ -9,7 +9,7 @@ from eth_account import Account
 from identity import load_or_create_identity, load_or_create_wallet
 from swarm.cli import main
 from swarm.ledger.account import LedgerAccount
-from swarm.ledger.client import deploy
+from swarm.ledger.creation import deploy
 from swarm.ledger.deliveries import Deliveries
 from swarm.ledger.devnet import Devnet
 from swarm.ledger.facts import FACTS_FILE, save_facts

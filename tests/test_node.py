@@ -16,7 +16,7 @@ from eth_account import Account
 
 from identity import load_or_create_identity, load_or_create_wallet
 from swarm.board.status import RoundStatus, peer_status
-from swarm.ledger.client import deploy
+from swarm.ledger.creation import deploy
 from swarm.ledger.devnet import Devnet
 from swarm.manifest import parse
 from swarm.settings import Settings, machine_dir

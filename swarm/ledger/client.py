@@ -1,4 +1,4 @@
-"""The ledger as the rest of the project reads it: `deploy` or `connect`, then a `LedgerClient`.
+"""The ledger as the rest of the project reads it: `connect`, then a `LedgerClient`.
 
 Writing is done by `swarm.ledger.account`, or through a relay by `swarm.ledger.sponsor`. A client is used
 from one thread, only its clock from any; `LedgerClient.another` makes one for another thread. Its calls wait
@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from swarm.errors import LedgerError, LedgerUnavailable, UsageError
@@ -32,82 +31,16 @@ from swarm.ledger.rpc import Rpc
 from swarm.manifest import MAX_MANIFEST_BYTES, Manifest, parse_canonical
 
 if TYPE_CHECKING:
-    from eth_account.signers.local import LocalAccount
+    pass
 
-__all__ = ["LedgerClient", "PeerRecord", "Report", "Reported", "connect", "deploy", "parse_join_line"]
+__all__ = ["LedgerClient", "PeerRecord", "Report", "Reported", "connect", "parse_join_line"]
 
-CONTRACT, VIEW = "SwarmCoordinator", "RLSwarmView"
+CONTRACT = "SwarmCoordinator"
 CLOCK_REQUEST_SECONDS = 2.0  # reading the clock never blocks a round for longer
 PAGE = 256  # the contract's MAX_PAGE
 ACTIVE_LAG = 2  # rounds; DESIGN.md, section 4: `active` counts the reporters two rounds earlier
 
 Progress = Callable[[str], None]
-
-
-def deploy(
-    rpc_url: str,
-    account: LocalAccount,
-    manifest: Manifest,
-    genesis: int,
-    machine_dir: Path,
-    progress: Progress | None = None,
-) -> LedgerClient:
-    """Put a swarm on a chain; `account` pays.
-
-    `genesis` is when round 0 begins, in Unix seconds; it may lie in the future, by at most a year.
-    `machine_dir` is where the account's transactions are written down; `progress` is told what is waited for.
-    """
-    return LedgerClient(
-        rpc_url,
-        _deploy(
-            rpc_url,
-            account,
-            machine_dir,
-            CONTRACT,
-            (
-                manifest.canonical,
-                genesis,
-                manifest.round_seconds,
-                manifest.acceptance_window,
-                manifest.max_groups,
-                manifest.max_reward_micros,
-                manifest.stage_ends_millionths,
-            ),
-            progress,
-        ),
-    )
-
-
-def deploy_view(
-    ledger: LedgerClient, account: LocalAccount, machine_dir: Path, progress: Progress | None = None
-) -> str:
-    """Put an adapter beside the contract, with which readers of RL Swarm's contract work; its address."""
-    return _deploy(ledger.rpc_url, account, machine_dir, VIEW, (ledger.address,), progress)
-
-
-def _deploy(
-    rpc_url: str,
-    account: LocalAccount,
-    machine_dir: Path,
-    name: str,
-    arguments: tuple[Any, ...],
-    progress: Progress | None,
-) -> str:
-    import secrets
-
-    from swarm.ledger.transactions import AccountQueue
-
-    rpc = Rpc(rpc_url)
-    contract = rpc.web3.eth.contract(abi=artifact(name)["abi"], bytecode=artifact(name)["bytecode"])
-    queue = AccountQueue(rpc, account, machine_dir)
-    key = f"deployment of {name} {secrets.token_hex(8)}"  # each one is wanted
-    queue.submit(key, contract.constructor(*arguments))
-    deployed = queue.wait(key, progress=progress)
-    if deployed.state != "mined" or deployed.contract_address is None:
-        raise LedgerError(
-            f"the deployment of {name} failed: {deployed.error or deployed.state} ({deployed.tx})"
-        )
-    return deployed.contract_address
 
 
 def connect(join_line: str) -> LedgerClient:

@@ -11,7 +11,8 @@ import pytest
 from ledger_cast import ROUND_SECONDS, Chain
 
 from identity import Identity
-from swarm.ledger.client import LedgerClient, deploy
+from swarm.ledger.client import LedgerClient
+from swarm.ledger.creation import deploy
 from swarm.ledger.devnet import Devnet
 from swarm.manifest import Manifest, load
 

@@ -18,8 +18,9 @@ from ledger_cast import make_report
 from swarm.errors import LedgerError, LedgerUnavailable, UsageError
 from swarm.ledger.account import LedgerAccount
 from swarm.ledger.blocks import BlockSearch
-from swarm.ledger.client import LedgerClient, connect, deploy, parse_join_line
+from swarm.ledger.client import LedgerClient, connect, parse_join_line
 from swarm.ledger.clock import RESYNC_SECONDS, LedgerClock
+from swarm.ledger.creation import deploy
 from swarm.ledger.records import Block
 from swarm.ledger.refusals import ContractRefusal
 from swarm.ledger.rpc import Rpc

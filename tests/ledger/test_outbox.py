@@ -23,7 +23,8 @@ from ledger_cast import make_report
 from identity import Identity
 from swarm.errors import LedgerError, LedgerUnavailable
 from swarm.ledger.account import LedgerAccount
-from swarm.ledger.client import LedgerClient, deploy
+from swarm.ledger.client import LedgerClient
+from swarm.ledger.creation import deploy
 from swarm.ledger.deliveries import Deliveries
 from swarm.ledger.devnet import Devnet
 from swarm.ledger.outbox import Outbox
