@@ -26,7 +26,7 @@ def adopt_successor(home: Path) -> tuple[Identity, Journal]:
 
     1. `swarm.pem` gets a second name, `retired/<old peer id>.pem`.
     2. `journal.sqlite` moves to `retired/<old peer id>.sqlite`.
-    3. The new key's journal is made as `journal.sqlite`; the key has signed for no slot yet.
+    3. The new key's journal is made as `journal.sqlite`; the node listens for a round before it speaks.
     4. `swarm.next.pem` becomes `swarm.pem`, in one step of the file system.
 
     Killed anywhere, it can be run again, and what it did is not done twice. Until step 4 the home opens as
@@ -81,10 +81,8 @@ def _retire_journal(current: Identity, successor: Identity, home: Path, path: Pa
 
 
 def _new_journal(home: Path, successor: Identity) -> Journal:
-    path = home / JOURNAL_FILE
-    if path.exists():  # of an earlier run that was killed
-        return Journal.open(path, successor.peer)
-    return Journal.create(path, successor.peer)
+    """Marked missing, not fresh: a backup may have taken `swarm.next.pem` to another machine."""
+    return Journal.open(home / JOURNAL_FILE, successor.peer)
 
 
 def _is_journal_of(path: Path, peer: bytes) -> bool:

@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from swarm.errors import SwarmError, UsageError
-from swarm.settings import Settings, machine_dir
+from swarm.settings import Settings, hold_home, machine_dir
 
 BACKUP_PASSWORD_VARIABLE = "SWARM_BACKUP_PASSWORD"
 
@@ -101,7 +101,8 @@ def _restore(arguments: argparse.Namespace) -> int:
     from identity import hold_peer, peer_digest, read_backup, restore_backup
 
     contents = read_backup(arguments.file, _backup_password(arguments, new=False))
-    with hold_peer(machine_dir(), peer_digest(contents.peer_id)):  # no node of it may run here meanwhile
+    # No node may start in this home meanwhile, nor one of this peer in another.
+    with hold_home(arguments.home), hold_peer(machine_dir(), peer_digest(contents.peer_id)):
         for path in restore_backup(contents, arguments.home):
             print(path)
     print(
@@ -138,8 +139,9 @@ def _rotate(arguments: argparse.Namespace) -> int:
 
     settings = Settings(home=arguments.home)
     with ExitStack() as stack:
+        stack.enter_context(hold_home(arguments.home))  # no node may run meanwhile
         current = Identity.load(_key_path(arguments))
-        stack.enter_context(hold_peer(machine_dir(), current.peer))  # no node may run meanwhile
+        stack.enter_context(hold_peer(machine_dir(), current.peer))
         ledgers = [connect(line) for line in arguments.swarms]
         named = {ledger.address for ledger in ledgers}
         left_out = [swarm for swarm in peer_status(settings).swarms if swarm.address not in named]
@@ -193,8 +195,11 @@ def _import_journal(arguments: argparse.Namespace) -> int:
 
     _key_path(arguments)
     data = read_journal_file(arguments.file)
-    identity, journal = open_identity(arguments.home)
-    with contextlib.closing(journal), hold_peer(machine_dir(), identity.peer):
+    with ExitStack() as stack:
+        stack.enter_context(hold_home(arguments.home))
+        identity, journal = open_identity(arguments.home)
+        stack.callback(journal.close)
+        stack.enter_context(hold_peer(machine_dir(), identity.peer))
         new = journal.import_(data)
     print(f"{new} new entries; the node listens for a round before it speaks again", file=sys.stderr)
     return 0

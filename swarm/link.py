@@ -103,8 +103,16 @@ class Link:
 
     @property
     def scope(self) -> str:
-        """This swarm on this ledger, in the words of the journal."""
-        return f"{self.manifest.swarm_id.hex()}@{self.address}/{self.genesis}"
+        """Where a round has one announcement of each stage, in the words of the journal.
+
+        Announcements name no contract: the same manifest and genesis elsewhere is the same scope.
+        """
+        return f"{self.manifest.swarm_id.hex()}/{self.genesis}"
+
+    @property
+    def report_scope(self) -> str:
+        """Where a round has one report."""
+        return f"{self.scope}@{self.address}"
 
     def now(self) -> float:
         """The ledger's time in Unix seconds, as far as it is known."""

@@ -12,11 +12,9 @@ import sqlite3
 import time
 from collections import Counter
 from contextlib import ExitStack
-from pathlib import Path
 from types import TracebackType
 
 import msgspec
-from filelock import FileLock, Timeout
 
 from identity import (
     IdentityError,
@@ -38,7 +36,7 @@ from swarm.manifest import STAGE_NUMBER
 from swarm.performer import Pace, Performer
 from swarm.policy.model import Policy
 from swarm.records import Records, RoundRecord, Status
-from swarm.settings import Settings, machine_dir
+from swarm.settings import Settings, hold_home, machine_dir
 from swarm.tasks import load_task
 
 log = logging.getLogger("swarm.node")
@@ -75,7 +73,8 @@ class Node:
     def run(self, rounds: int | None = None) -> None:
         """Play `rounds` rounds, or until interrupted."""
         # A round that was cut off is not begun again: the journal says that it has spoken already.
-        last = self._journal.last_round(self._link.scope)
+        # One far ahead of the clock can only come from a bad import: its slots are lost, no others.
+        last = min(self._journal.last_round(self._link.scope), self._current_round())
         if self._must_listen:
             last = self._listen(last)
         self._link.be_listed(_most_public(self._exchange.multiaddrs))
@@ -94,13 +93,7 @@ class Node:
     # Opening
 
     def _open(self, settings: Settings, join_line: str) -> None:
-        try:
-            settings.home.mkdir(parents=True, exist_ok=True, mode=0o700)
-        except OSError as error:
-            raise SwarmError(
-                f"cannot make {settings.home}: {error.strerror}; choose another --home"
-            ) from error
-        self._lock(settings.home / "lock")
+        self._stack.enter_context(hold_home(settings.home))
         self.identity, self._journal = load_or_create_identity(settings.home)
         self._stack.callback(self._journal.close)
         self._alone = True
@@ -162,15 +155,6 @@ class Node:
         log.info("waiting seconds=%.0f until the next round", begins)
         log.info("ready peer=%s name=%r address=%s", self.identity.peer_id, self.name, address)
 
-    def _lock(self, path: Path) -> None:
-        lock = FileLock(path, timeout=0.5)  # `swarm status` holds it for a moment, to see if anybody does
-        try:
-            self._stack.enter_context(lock)
-        except Timeout:
-            raise SwarmError(
-                f"another node is running on {path.parent}: stop it, or use another --home"
-            ) from None
-
     def _check_clock(self) -> None:
         """hivemind forgets records by this machine's clock, so one that is far off goes unheard."""
         off = time.time() - self._link.now()
@@ -206,8 +190,8 @@ class Node:
 
     def _reason_to_listen(self) -> str | None:
         """Why a copy of our key might be speaking elsewhere; None if there is no reason to think so."""
-        current = int((self._link.now() - self._link.genesis) // self.manifest.round_seconds)
-        reason = self._journal.reason_to_listen(self._link.scope, current, self.manifest.acceptance_window)
+        current, window = self._current_round(), self.manifest.acceptance_window
+        reason = self._journal.reason_to_listen(self._link.scope, current, window)
         if reason is None and self._link.reported_since(self._journal.last_round(self._link.scope) + 1):
             return "the ledger has reports that it lacks"
         return reason
@@ -263,6 +247,9 @@ class Node:
 
     def _starts_at(self, number: int) -> float:
         return float(self._link.genesis + number * self.manifest.round_seconds)
+
+    def _current_round(self) -> int:
+        return int((self._link.now() - self._link.genesis) // self.manifest.round_seconds)
 
     def _next_round(self, last: int) -> int:
         """The current round if enough of its first stage is ahead, else the next."""
@@ -350,7 +337,7 @@ class Node:
             dropped=dict(Counter(played.dropped) + self._newly_dropped()),
         )
         try:
-            slot = Slot(self._link.scope, record.round, REPORT_SLOT)
+            slot = Slot(self._link.report_scope, record.round, REPORT_SLOT)
             self._journal.claim(slot, hashlib.sha256(msgspec.msgpack.encode(record.report)).digest())
             self._records.save(record)
             self._link.report(record.report)

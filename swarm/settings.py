@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
+from swarm.errors import SwarmError
+
+HOME_LOCK, HOME_LOCK_SECONDS = "lock", 0.5
 DEFAULT_LISTEN = "/ip4/127.0.0.1/tcp/0"
 
 
@@ -20,6 +27,24 @@ def machine_dir() -> Path:
     `SWARM_MACHINE_DIR`, by default `~/.swarm/machine`, whatever `SWARM_HOME` says.
     """
     return Path(os.environ.get("SWARM_MACHINE_DIR") or Path.home() / ".swarm" / "machine")
+
+
+@contextmanager
+def hold_home(home: Path) -> Iterator[None]:
+    """Make the folder if need be and keep other nodes out of it; `SwarmError` if it cannot be had."""
+    # Not refused at once: `swarm status` holds it for a moment, to see if anybody does.
+    lock = FileLock(home / HOME_LOCK, timeout=HOME_LOCK_SECONDS)
+    try:
+        home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        lock.acquire()
+    except Timeout:
+        raise SwarmError(f"another node is running on {home}: stop it, or use another --home") from None
+    except OSError as error:
+        raise SwarmError(f"cannot make {home}: {error.strerror}; choose another --home") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @dataclass(frozen=True)

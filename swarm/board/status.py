@@ -17,7 +17,7 @@ from swarm.ledger.deliveries import Deliveries, Delivery
 from swarm.ledger.facts import FACTS_FILE, read_facts
 from swarm.manifest import MICROS, parse_canonical
 from swarm.records import Records, RoundRecord, Status
-from swarm.settings import Settings
+from swarm.settings import HOME_LOCK, Settings
 
 
 class RoundStatus(Struct, frozen=True, kw_only=True):
@@ -61,7 +61,7 @@ def peer_status(settings: Settings) -> PeerStatus:
     return PeerStatus(
         peer=identity.peer_id,
         name=peer_name(identity.peer),
-        running=_is_running(settings.home / "lock"),
+        running=_is_running(settings.home / HOME_LOCK),
         swarms=[status for file in files if (status := _swarm_status(file)) is not None],
     )
 

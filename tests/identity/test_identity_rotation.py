@@ -25,7 +25,7 @@ def check_adopted(home, old, new):
     """The new key is in place with a journal of its own; the old one's are retired and still refuse."""
     identity, journal = adopt_successor(home)
     assert identity.peer == new.peer == Identity.load(home / "swarm.pem").peer
-    assert journal.reason_to_listen("swarm", 3, 10) is None
+    assert journal.reason_to_listen("swarm", 3, 10) == "missing"  # a backup may have the key elsewhere
     journal.claim(SLOT, TWO)
     journal.close()
     assert not (home / "swarm.next.pem").exists()
@@ -46,7 +46,7 @@ def steps(home, old, new, count):
     if count >= 2:
         (home / "journal.sqlite").rename(retired / f"{old.peer_id}.sqlite")
     if count >= 3:
-        Journal.create(home / "journal.sqlite", new.peer).close()
+        Journal.open(home / "journal.sqlite", new.peer).close()
     if count >= 4:
         (home / "swarm.next.pem").replace(home / "swarm.pem")
 
