@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import signal
 import sys
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from pathlib import Path
 
 from identity import IdentityError
 from swarm import identity_commands
+from swarm.console import complain, log_to_stderr, say
 from swarm.errors import LedgerError, SwarmError, UsageError
 from swarm.settings import DEFAULT_LISTEN, Settings, swarm_home
 
@@ -29,19 +29,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return parsed.run(parsed)
     except UsageError as error:
-        _complain(error)
+        complain(error)
         return EXIT_USAGE
     except (SwarmError, IdentityError) as error:
-        _complain(error)
+        complain(error)
         return EXIT_FAILED
     except KeyboardInterrupt:
-        print("swarm: stopped", file=sys.stderr)
+        say("swarm: stopped")
         return EXIT_INTERRUPTED
-
-
-def _complain(error: Exception) -> None:
-    """One line; what a ledger or peer put into it cannot steer the terminal."""
-    print("swarm: " + "".join(c if c.isprintable() else " " for c in str(error)), file=sys.stderr)
 
 
 def _interrupt_again(unraisable: sys.UnraisableHookArgs) -> None:
@@ -85,11 +80,11 @@ def _create(arguments: argparse.Namespace) -> int:
     load_task(manifest.task)  # before it is paid for: its parameters may be wrong
     wallet = load_or_create_wallet(Settings(home=arguments.home).wallet_path)
     genesis = int(time.time()) + arguments.delay
-    ledger = deploy(arguments.rpc, wallet, manifest, genesis, machine_dir(), _progress)
+    ledger = deploy(arguments.rpc, wallet, manifest, genesis, machine_dir(), say)
     try:
-        view = deploy_view(ledger, wallet, machine_dir(), _progress)
+        view = deploy_view(ledger, wallet, machine_dir(), say)
     except LedgerError as error:  # the swarm is there, and works without it
-        _complain(error)
+        complain(error)
         view = None
     line = ledger.join_line + (f"#{arguments.relay}" if arguments.relay else "")
     if arguments.json:
@@ -97,21 +92,19 @@ def _create(arguments: argparse.Namespace) -> int:
         print(json.dumps(created | {"chain_id": ledger.chain_id, "genesis": genesis}, indent=2))
         return 0
     if view:
-        print(f"readers of RL Swarm's contract use {view}", file=sys.stderr)
-    print(f"{manifest.name} begins in {arguments.delay} s; others join with this line:", file=sys.stderr)
+        say(f"readers of RL Swarm's contract use {view}")
+    say(f"{manifest.name} begins in {arguments.delay} s; others join with this line:")
     print(line)
     return 0
 
 
-def _progress(what: str) -> None:
-    print(what, file=sys.stderr)
-
-
 def _join(arguments: argparse.Namespace) -> int:
-    _log_to_stderr()
+    log_to_stderr()
     from swarm.ledger.join import check_url, parse_join_line
 
     parse_join_line(arguments.swarm)  # so that a typo is noticed before imports that take seconds
+    if arguments.relay:
+        check_url(arguments.relay, "--relay", "a relay's URL")
     from swarm.node import Node
 
     settings = Settings(
@@ -123,8 +116,6 @@ def _join(arguments: argparse.Namespace) -> int:
         invite=arguments.invite,
         manifest_path=arguments.manifest,
     )
-    if arguments.relay:
-        check_url(arguments.relay, "--relay", "a relay's URL")
     with Node(settings, arguments.swarm) as node:
         node.run(arguments.rounds)
     return 0
@@ -164,15 +155,18 @@ def _status(arguments: argparse.Namespace) -> int:
 
 
 def _relay(arguments: argparse.Namespace) -> int:
-    _log_to_stderr()
+    log_to_stderr()
     from identity import load_or_create_wallet
     from swarm.ledger.join import parse_join_line
-    from swarm.ledger.relay import Quotas, RelayOptions
+    from swarm.ledger.relay import RelayOptions
+    from swarm.ledger.relay_rules import Quotas
     from swarm.ledger.relay_server import run_relay
 
     parse_join_line(arguments.swarm)
     host, port = arguments.listen
     quotas = Quotas(
+        ether_per_day=arguments.ether_per_day,
+        waiting_per_client=arguments.waiting_per_client,
         registrations_per_day=arguments.registrations,
         registrations_per_client=arguments.registrations_per_client,
         min_balance_ether=arguments.min_balance,
@@ -190,12 +184,6 @@ def _relay(arguments: argparse.Namespace) -> int:
         )
     )
     return 0
-
-
-def _log_to_stderr() -> None:
-    logging.basicConfig(
-        level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s"
-    )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -285,6 +273,20 @@ def _parser() -> argparse.ArgumentParser:
         default=10,
         metavar="N",
         help="a day, of one address; behind a reverse proxy that is the proxy's (%(default)s)",
+    )
+    relay.add_argument(
+        "--waiting-per-client",
+        type=_count,
+        default=4,
+        metavar="N",
+        help="requests at the same time from one address, or from a reverse proxy (%(default)s)",
+    )
+    relay.add_argument(
+        "--ether-per-day",
+        type=_ether,
+        default=0.1,
+        metavar="ETHER",
+        help="of gas at most, for all requests together (%(default)s)",
     )
     relay.add_argument(
         "--min-balance",

@@ -3,7 +3,8 @@
     SwarmError             one line for the user: what is wrong, with what, what to do; exit code 1
     ├── UsageError         the command line, settings or manifest are wrong; exit code 2
     ├── LedgerError        the ledger refused or is not what was expected
-    │   └── LedgerUnavailable   it did not answer; trying again later can help
+    │   ├── LedgerUnavailable   it did not answer; trying again later can help
+    │   └── WrongLedger    another chain, or no contract of a swarm, is where one was expected
     ├── ExchangeError      a peer, blob or the DHT failed us; the round goes on without it
     │   └── WireError      bytes from a peer are not what the protocol allows
     └── ModelError         a model or checkpoint cannot be loaded or does not fit
@@ -28,6 +29,10 @@ class LedgerError(SwarmError):
 
 class LedgerUnavailable(LedgerError):
     """The ledger did not answer in time or at all."""
+
+
+class WrongLedger(LedgerError):
+    """Another chain than before answers, or what is at the address is no swarm's contract."""
 
 
 class ExchangeError(SwarmError):

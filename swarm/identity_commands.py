@@ -11,6 +11,7 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 
+from swarm.console import say
 from swarm.errors import SwarmError, UsageError
 from swarm.settings import Settings, hold_home, machine_dir
 
@@ -57,6 +58,8 @@ def add_parser(commands: argparse._SubParsersAction, home: argparse.ArgumentPars
     )
     rotate.add_argument("swarms", metavar="SWARM", nargs="+", help="every swarm in which it is to go on")
     rotate.add_argument("--yes", action="store_true", help="do not ask")
+    rotate.add_argument("--relay", metavar="URL", help="a relay that pays for it")
+    rotate.add_argument("--invite", metavar="CODE", help="the relay's invite, if it asks for one")
     rotate.set_defaults(run=_rotate)
 
     wallet = actions.add_parser("import-wallet", parents=[home], help="use an account that you have")
@@ -93,7 +96,7 @@ def _backup(arguments: argparse.Namespace) -> int:
     _key_path(arguments)
     contents = collect_backup(arguments.home)
     write_backup(arguments.file, contents, _backup_password(arguments, new=True))
-    print(f"{arguments.file} holds {contents.peer_id}; keep its password elsewhere", file=sys.stderr)
+    say(f"{arguments.file} holds {contents.peer_id}; keep its password elsewhere")
     return 0
 
 
@@ -105,10 +108,7 @@ def _restore(arguments: argparse.Namespace) -> int:
     with hold_home(arguments.home), hold_peer(machine_dir(), peer_digest(contents.peer_id)):
         for path in restore_backup(contents, arguments.home):
             print(path)
-    print(
-        f"{contents.peer_id} is back; it listens in its first round, lest a copy of it runs elsewhere",
-        file=sys.stderr,
-    )
+    say(f"{contents.peer_id} is back; it listens in its first round, lest a copy of it runs elsewhere")
     return 0
 
 
@@ -121,12 +121,10 @@ def _register(arguments: argparse.Namespace) -> int:
         settings = Settings(home=arguments.home, relay_url=arguments.relay, invite=arguments.invite)
         wallet = load_or_create_wallet(settings.wallet_path)
         carrier = carrier_for(settings, arguments.swarm, wallet)
-        print(
-            f"{identity.peer_id} will be bound to {wallet.address}, and to no other account", file=sys.stderr
-        )
+        say(f"{identity.peer_id} will be bound to {wallet.address}, and to no other account")
         if not arguments.yes and not _confirmed():
             return 1
-        fresh = carrier.register(identity, _progress, move=True)
+        fresh = carrier.register(identity, say, move=True)
     print(f"{identity.peer_id} {'is now' if fresh else 'was already'} bound to {wallet.address}")
     return 0
 
@@ -134,38 +132,29 @@ def _register(arguments: argparse.Namespace) -> int:
 def _rotate(arguments: argparse.Namespace) -> int:
     from identity import Identity, adopt_successor, hold_peer, load_or_create_wallet, prepare_successor
     from swarm.board.status import peer_status
-    from swarm.ledger.account import LedgerAccount
-    from swarm.ledger.client import connect
+    from swarm.ledger.join import parse_join_line
+    from swarm.link import carrier_for
 
-    settings = Settings(home=arguments.home)
+    settings = Settings(home=arguments.home, relay_url=arguments.relay, invite=arguments.invite)
+    named = {parse_join_line(line).address for line in arguments.swarms}
     with ExitStack() as stack:
         stack.enter_context(hold_home(arguments.home))  # no node may run meanwhile
         current = Identity.load(_key_path(arguments))
         stack.enter_context(hold_peer(machine_dir(), current.peer))
-        ledgers = [connect(line) for line in arguments.swarms]
-        named = {ledger.address for ledger in ledgers}
-        left_out = [swarm for swarm in peer_status(settings).swarms if swarm.address not in named]
-        waiting = sum(
-            entry.report in ("queued", "sent")
-            for swarm in peer_status(settings).swarms
-            if swarm.address in named
-            for entry in swarm.rounds
-        )
-        if waiting:
-            raise SwarmError(f"{waiting} reports are not on the ledger yet: run `swarm join` first")
-        print(
+        wallet = load_or_create_wallet(settings.wallet_path)
+        carriers = [carrier_for(settings, line, wallet) for line in arguments.swarms]
+        say(
             f"{current.peer_id} will be retired for good; a new key takes over its score and history in "
-            f"{', '.join(sorted(named))}.",
-            file=sys.stderr,
+            f"{', '.join(sorted(named))}."
         )
-        for swarm in left_out:
-            print(f"In {swarm.name} ({swarm.address}) you will begin as a new peer.", file=sys.stderr)
+        for swarm in peer_status(settings).swarms:
+            if swarm.address not in named:
+                say(f"In {swarm.name} ({swarm.address}) you will begin as a new peer.")
         if not arguments.yes and not _confirmed():
             return 1
-        wallet = load_or_create_wallet(settings.wallet_path)
         successor = prepare_successor(arguments.home)
-        for ledger in ledgers:
-            LedgerAccount(ledger, wallet, machine_dir()).rotate(current, successor, _progress)
+        for carrier in carriers:
+            carrier.rotate(current, successor, say)
         adopted, journal = adopt_successor(arguments.home)
         journal.close()
     print(f"{current.peer_id} is now {adopted.peer_id}; make a new backup")
@@ -186,7 +175,7 @@ def _export_journal(arguments: argparse.Namespace) -> int:
     identity, journal = open_identity(arguments.home)
     with contextlib.closing(journal):
         write_private_file(arguments.file, journal.export())
-    print(f"{arguments.file} holds what {identity.peer_id} signed", file=sys.stderr)
+    say(f"{arguments.file} holds what {identity.peer_id} signed")
     return 0
 
 
@@ -201,7 +190,7 @@ def _import_journal(arguments: argparse.Namespace) -> int:
         stack.callback(journal.close)
         stack.enter_context(hold_peer(machine_dir(), identity.peer))
         new = journal.import_(data)
-    print(f"{new} new entries; the node listens for a round before it speaks again", file=sys.stderr)
+    say(f"{new} new entries; the node listens for a round before it speaks again")
     return 0
 
 
@@ -236,7 +225,3 @@ def _confirmed() -> bool:
     if not sys.stdin.isatty():
         raise UsageError("say --yes, or use a terminal")
     return input("Go on? [y/N] ").strip().lower() in ("y", "yes")
-
-
-def _progress(what: str) -> None:
-    print(what, file=sys.stderr)

@@ -1,4 +1,4 @@
-"""A node's connection to its swarm's ledger. Once it is open, nothing here waits for the ledger."""
+"""A node's connection to its swarm's ledger. Once it is open, a round never waits for the ledger."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from identity import Identity
-from swarm.errors import LedgerUnavailable
+from swarm.errors import LedgerError, LedgerUnavailable, WrongLedger
 from swarm.ledger.account import Carrier, LedgerAccount
 from swarm.ledger.client import LedgerClient
 from swarm.ledger.deliveries import Deliveries
@@ -61,12 +61,22 @@ class Link:
         self._multiaddr: str | None = None
         self._next_listing = 0.0
         if self.online:
-            self._ledger.now()  # errors of the first look are the user's to see
             save_facts(self._ledger.facts, self.folder / FACTS_FILE)
-        else:
+            self.online = self._reads_the_clock()
+        if not self.online:
             self._ledger.assume_time(time.time())
         self._asking = self._ledger.another()  # for the node's own thread; the follower has the other
         self._follower = Follower(self._ledger)
+
+    def _reads_the_clock(self) -> bool:
+        try:
+            self._ledger.now()
+        except LedgerError as error:
+            if not self._known_before:
+                raise
+            log.warning("ledger slow, starting with this machine's clock error=%r", str(error))
+            return False
+        return True
 
     def start(self) -> None:
         """Register if need be, then watch the ledger and send what waits, in the background."""
@@ -81,6 +91,7 @@ class Link:
             writing,
             self._carrier,
             self._identity,
+            self.now,
             self.manifest.acceptance_window,
             chores=[self._keep_listed],
         )
@@ -127,9 +138,12 @@ class Link:
         """Why there is no beacon."""
         return self._follower.trouble
 
-    def report(self, report: Report) -> None:
-        """Hand a report over; from here on no crash can lose it. The first one of a round stays."""
-        self._outbox.put(report)
+    def report(self, *reports: Report) -> None:
+        """Hand reports over; from here on no crash can lose them. The first one of a round stays.
+
+        `LedgerError` if they cannot be written down.
+        """
+        self._outbox.put(*reports)
 
     def drain(self, seconds: float) -> int:
         """Wait until all reports are on the ledger, at most so long; how many are still open."""
@@ -151,11 +165,11 @@ class Link:
         """Whether the ledger has a report of ours that is not the one we sent: a copy of our key runs."""
         return self._outbox.contradicted
 
-    def reported_since(self, first: int) -> bool:
-        """Whether the ledger has a report of ours for round `first` or a later one. Waits for its answer.
+    def reported_since(self, first: int) -> bool | None:
+        """Whether the ledger has a report of ours for round `first` or a later one; None if it is away.
 
-        Of rounds that are over for longer than a report may be late, only whether there is any at all. False
-        if the ledger is away.
+        The one thing here that waits for its answer. Of rounds that are over for longer than a report may be
+        late, it says only whether there is any at all.
         """
         peer = self._identity.peer
         try:
@@ -166,20 +180,27 @@ class Link:
             return first == 0 or any(
                 self._asking.entry(peer, number) is not None for number in range(oldest, current + 1)
             )
-        except LedgerUnavailable:
-            return False
+        except LedgerError:
+            return None
 
     def _keep_listed(self) -> None:
         """A chore of the outbox: announce ourselves where newcomers find few others; renew it in time."""
         if self._multiaddr is None or time.monotonic() < self._next_listing:
             return
+        self._next_listing = time.monotonic() + LISTING_SECONDS
+        try:
+            self._list()
+        except LedgerError as error:
+            log.warning("bootnode not announced error=%r", str(error))
+
+    def _list(self) -> None:
+        assert self._multiaddr is not None
         ledger = self._outbox.ledger
         listed, expires_at = ledger.bootnode_of(self._identity.peer)
         current = listed == self._multiaddr and expires_at > ledger.now() + RENEW_SECONDS
         others = [address for address in ledger.bootnodes() if address != listed]
         if not current and (len(others) < BOOTNODES_WANTED or self._is_alone()):
             self._carrier.announce_bootnode(self._identity.peer, self._multiaddr)
-        self._next_listing = time.monotonic() + LISTING_SECONDS
 
 
 def _find(settings: Settings, line: JoinLine) -> tuple[LedgerClient, bool]:
@@ -195,7 +216,9 @@ def _find(settings: Settings, line: JoinLine) -> tuple[LedgerClient, bool]:
         else:
             client.find_facts(given)
         return client, True
-    except LedgerUnavailable as error:
+    except WrongLedger:
+        raise
+    except LedgerError as error:
         if known is None:
             raise
         log.warning("ledger away, starting from what is known error=%r", str(error))

@@ -27,7 +27,7 @@ from identity import (
 from swarm import effects, round
 from swarm.digest import Purpose, derive
 from swarm.draw import Draw
-from swarm.errors import ExchangeError, ModelError, SwarmError
+from swarm.errors import ExchangeError, LedgerError, ModelError, SwarmError
 from swarm.exchange import wire
 from swarm.exchange.service import Exchange
 from swarm.learner.trainer import Learner
@@ -73,17 +73,16 @@ class Node:
     def run(self, rounds: int | None = None) -> None:
         """Play `rounds` rounds, or until interrupted."""
         # A round that was cut off is not begun again: the journal says that it has spoken already.
-        # One far ahead of the clock can only come from a bad import: its slots are lost, no others.
-        last = min(self._journal.last_round(self._link.scope), self._current_round())
-        if self._must_listen:
-            last = self._listen(last)
+        last = self._last_spoken()
+        while self._must_listen:
+            last = self._listen(max(last, self._current_round()))
         self._link.be_listed(_most_public(self._exchange.multiaddrs))
         while rounds is None or rounds > 0:
             number = self._next_round(last)
             self._set_status("waiting", number)
             self._wait_for_round(number)
-            self._play(number)
             self._look_for_copies()
+            self._play(number)
             last = number
             rounds = rounds - 1 if rounds is not None else None
         self._set_status("done", last)
@@ -111,8 +110,8 @@ class Node:
         self._set_status("starting")
         self._task = load_task(self.manifest.task)
         self._link.start()
-        for record in self._records.rounds():  # an earlier life may have ended between the two
-            self._link.report(record.report)
+        # An earlier life may have ended between a round's record and its report.
+        self._link.report(*[record.report for record in self._records.rounds()])
 
         log.info("loading swarm=%r model=%s", self.manifest.name, self.manifest.model)
         self._policy = Policy.load(self.manifest.model, threads=settings.threads)
@@ -151,7 +150,7 @@ class Node:
         )
         address = _most_public(self._exchange.multiaddrs)
         self._set_status("waiting")
-        begins = max(0.0, self._starts_at(self._next_round(-1)) - self._link.now())
+        begins = max(0.0, self._starts_at(self._next_round(self._last_spoken())) - self._link.now())
         log.info("waiting seconds=%.0f until the next round", begins)
         log.info("ready peer=%s name=%r address=%s", self.identity.peer_id, self.name, address)
 
@@ -182,6 +181,13 @@ class Node:
             log.info("resumed checkpoint=%s", path.name)
             return
 
+    def _last_spoken(self) -> int:
+        """The last round in which the journal has us speaking; -1 if none."""
+        last, current = self._journal.last_round(self._link.scope), self._current_round()
+        if last > current:  # from a bad import or a clock that was wrong: its slots are lost, no others
+            log.warning("journal is ahead of the ledger last=%d current=%d", last, current)
+        return min(last, current)
+
     # Being the only one
 
     def _sign(self, number: int, stage: int, message: bytes) -> bytes:
@@ -193,34 +199,41 @@ class Node:
         current, window = self._current_round(), self.manifest.acceptance_window
         reason = self._journal.reason_to_listen(self._link.scope, current, window)
         if reason is None and self._link.reported_since(self._journal.last_round(self._link.scope) + 1):
-            return "the ledger has reports that it lacks"
-        return reason
+            return "the journal lacks reports that the ledger has"
+        return reason and f"the journal is {reason}"
 
     def _listen(self, last: int) -> int:
-        """Listen for one whole round before the first word, lest a copy of our key is speaking; its number.
+        """Listen for one whole round after `last`, lest a copy of our key is speaking; its number.
 
         `SwarmError` if one is heard.
         """
         number = self._next_round(last)
         log.warning(
-            "listening round=%d before speaking, for a copy of this swarm.pem: journal %s",
+            "listening round=%d before speaking, for a copy of this swarm.pem: %s",
             number,
             self._must_listen,
         )
         self._set_status("listening", number)
         self._wait_for_round(number)
-        draw = self._draw(number)
+        draw, in_touch = self._draw(number), False
         for stage in self.manifest.stages:
             self._wait_until(self._starts_at(number) + stage.ends_at * self.manifest.round_seconds)
             try:
                 self._exchange.heard(number, STAGE_NUMBER[stage.name], draw.cell(self.identity.peer))
+                in_touch |= self._exchange.peer_count() > 0
             except ExchangeError as error:
                 log.warning("nothing heard round=%d stage=%s error=%r", number, stage.name, str(error))
             self._look_for_copies()
         self._wait_until(self._starts_at(number + 1))
-        self._look_for_copies(heard_on_ledger=self._link.reported_since(number))
-        self._journal.listened(self._link.scope, number)
-        log.info("nobody else speaks as peer=%s", self.identity.peer_id)
+        reported = self._link.reported_since(number)
+        self._look_for_copies(heard_on_ledger=bool(reported))
+        if in_touch or reported is not None:
+            self._journal.listened(self._link.scope, number)
+            self._must_listen = None
+            log.info("nobody else speaks as peer=%s", self.identity.peer_id)
+        else:
+            log.warning("neither a peer nor the ledger could be asked: listening again")
+            self._meet_peers()
         return number
 
     def _look_for_copies(self, heard_on_ledger: bool = False) -> None:
@@ -340,9 +353,11 @@ class Node:
             slot = Slot(self._link.report_scope, record.round, REPORT_SLOT)
             self._journal.claim(slot, hashlib.sha256(msgspec.msgpack.encode(record.report)).digest())
             self._records.save(record)
-            self._link.report(record.report)
-        except (IdentityError, sqlite3.OperationalError) as error:
-            log.error("round cannot be reported round=%d error=%r", record.round, str(error))
+            # Earlier ones too, in case the outbox could not be written then.
+            window = self.manifest.acceptance_window
+            self._link.report(*[past.report for past in self._records.rounds(since=record.round - window)])
+        except (IdentityError, LedgerError, sqlite3.Error) as error:
+            log.error("round cannot be reported yet round=%d error=%r", record.round, str(error))
         log.info(
             "played round=%d %s groups=%d external=%d reward_micros=%d dropped=%s",
             record.round,
@@ -364,7 +379,7 @@ class Node:
         status = Status(peer_id=self.identity.peer_id, name=self.name, state=state, round=number)
         try:
             self._records.set_status(status)
-        except sqlite3.OperationalError as error:
+        except sqlite3.Error as error:
             log.error("status not written error=%r", str(error))
 
 

@@ -55,7 +55,7 @@ class Status(Struct, frozen=True, kw_only=True):
 
     peer_id: str
     name: str
-    state: str  # "starting", "waiting", "listening", or the name of a stage
+    state: str  # "starting", "waiting", "listening", a stage's name, "learn", "report" or "done"
     round: int | None = None
 
 
@@ -88,9 +88,9 @@ class Records:
                 "INSERT OR REPLACE INTO rounds VALUES (?, ?)", (record.round, msgspec.json.encode(record))
             )
 
-    def rounds(self) -> list[RoundRecord]:
-        """All rounds, oldest first."""
-        rows = self._db.execute("SELECT record FROM rounds ORDER BY round").fetchall()
+    def rounds(self, since: int = 0) -> list[RoundRecord]:
+        """All rounds from `since` on, oldest first."""
+        rows = self._db.execute("SELECT record FROM rounds WHERE round >= ? ORDER BY round", (since,))
         return [msgspec.json.decode(row[0], type=RoundRecord) for row in rows]
 
     def set_status(self, status: Status) -> None:

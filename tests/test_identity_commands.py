@@ -144,7 +144,9 @@ def test_rotation_keeps_the_score_and_retires_the_old_key(home, swarm, ledger, m
     report = Report(
         round=0, groups=1, reward_micros=5, commitment=digest, state_before=digest, state_after=digest
     )
-    LedgerAccount(ledger, wallet, machine_dir).carry(identity.peer, "0", [report])
+    account = LedgerAccount(ledger, wallet, machine_dir)
+    while account.carry(identity.peer, "0", [report]).state != "mined":
+        account.follow()
     monkeypatch.setattr("sys.stdin.isatty", lambda: False, raising=False)
     code, _, said = swarm("identity", "rotate", ledger.join_line, home=home)
     assert code == 2 and "--yes" in said
@@ -159,7 +161,7 @@ def test_rotation_keeps_the_score_and_retires_the_old_key(home, swarm, ledger, m
     assert ledger.account_of(identity.peer) is None
 
 
-def test_rotation_waits_for_reports_that_are_not_on_the_ledger(home, swarm, ledger):
+def test_status_shows_how_far_each_report_is(home, swarm, ledger):
     folder = Settings(home=home).swarm_dir(ledger.swarm_id, ledger.address, ledger.genesis)
     save_facts(ledger.facts, folder / FACTS_FILE)
     record = RoundRecord(
@@ -177,8 +179,6 @@ def test_rotation_waits_for_reports_that_are_not_on_the_ledger(home, swarm, ledg
     deliveries.put(record.report)
     records.close()
     deliveries.close()
-    code, _, said = swarm("identity", "rotate", ledger.join_line, "--yes", home=home)
-    assert code == 1 and "1 reports are not on the ledger yet" in said
     code, out, _ = swarm("status", "--json", home=home)
     (shown,) = json.loads(out)["swarms"]
     assert [(entry["round"], entry["report"]) for entry in shown["rounds"]] == [(0, "queued")]

@@ -12,7 +12,7 @@ from msgspec import Struct
 from rich.table import Table
 
 from identity import Identity, peer_name
-from swarm.errors import SwarmError
+from swarm.errors import LedgerError, SwarmError
 from swarm.ledger.deliveries import Deliveries, Delivery
 from swarm.ledger.facts import FACTS_FILE, read_facts
 from swarm.manifest import MICROS, parse_canonical
@@ -105,7 +105,8 @@ def _swarm_status(facts_file: Path) -> SwarmStatus | None:
     doing: Status | None = None
     records: list[RoundRecord] = []
     deliveries: dict[int, Delivery] = {}
-    with contextlib.suppress(sqlite3.OperationalError):  # a node that has only begun has not made them all
+    # A node that has only begun has not made them all; a damaged one shows less.
+    with contextlib.suppress(sqlite3.Error, LedgerError):
         with contextlib.closing(Records(folder / "state.sqlite", read_only=True)) as opened:
             doing, records = opened.status(), opened.rounds()
         with contextlib.closing(Deliveries(folder / "outbox.sqlite", read_only=True)) as outbox:

@@ -24,6 +24,7 @@ class Carried(Struct, frozen=True):
 
     state: Literal["sent", "mined"]
     tx: str | None  # None while only a relay knows it
+    error: str | None = None  # what keeps it from a block, if that is known
 
 
 class Carrier(Protocol):
@@ -39,6 +40,9 @@ class Carrier(Protocol):
 
         A peer that is bound to another account is refused, or with `move` moved to this one.
         """
+
+    def rotate(self, old: Identity, new: Identity, progress: Progress | None = None) -> None:
+        """Hand all that `old` has on this ledger to `new`; done before is success."""
 
     def carry(self, peer: bytes, parcel: str, reports: Sequence[Report]) -> Carried:
         """Send reports of a peer, or say how far they are. `parcel` names exactly these reports."""
@@ -89,7 +93,7 @@ class LedgerAccount:
         return True
 
     def rotate(self, old: Identity, new: Identity, progress: Progress | None = None) -> None:
-        """Hand all that `old` has on this ledger to `new`; done before is success."""
+        """See `Carrier`."""
         if self._ledger.successor_of(old.peer) == new.peer:
             return
         message = rotation_message(self._ledger.chain_id, _bytes(self._ledger.address), old.peer, new.peer)
@@ -108,7 +112,7 @@ class LedgerAccount:
             else:
                 function = self._ledger.function("reportBatch", peer, [report.fields for report in reports])
             known = self._queue.submit(key, function)
-        return Carried("mined" if known.state == "mined" else "sent", known.tx)
+        return Carried("mined" if known.state == "mined" else "sent", known.tx, known.error)
 
     def follow(self) -> None:
         """See `Carrier`."""

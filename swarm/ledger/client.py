@@ -13,12 +13,13 @@ from collections.abc import Callable
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from swarm.errors import LedgerError, LedgerUnavailable, UsageError
+from swarm.errors import LedgerError, LedgerUnavailable, UsageError, WrongLedger
 from swarm.ledger.blocks import BlockSearch
 from swarm.ledger.clock import LedgerClock
 from swarm.ledger.facts import Facts
 from swarm.ledger.join import parse_join_line
 from swarm.ledger.records import (
+    Block,
     Entry,
     PeerRecord,
     Report,
@@ -38,6 +39,7 @@ __all__ = ["LedgerClient", "PeerRecord", "Report", "Reported", "connect", "parse
 CONTRACT = "SwarmCoordinator"
 CLOCK_REQUEST_SECONDS = 2.0  # reading the clock never blocks a round for longer
 PAGE = 256  # the contract's MAX_PAGE
+KEPT = 64  # rounds whose beacons and counts are remembered
 ACTIVE_LAG = 2  # rounds; DESIGN.md, section 4: `active` counts the reporters two rounds earlier
 
 Progress = Callable[[str], None]
@@ -111,13 +113,13 @@ class LedgerClient:
         with self.rpc.asking("the contract's code"):
             code = self.rpc.web3.eth.get_code(self.address)
         if not code:
-            raise LedgerError(f"no contract at {self.address} on chain {self.chain_id}: wrong address or URL")
+            raise WrongLedger(f"no contract at {self.address} on chain {self.chain_id}: wrong address or URL")
         try:
             well_formed = self.round_seconds > 0 and len(self.swarm_id) == 32 and self.genesis > 0
         except ContractRefusal:  # a contract of another kind reverts on what it does not know
             well_formed = False
         if not well_formed:
-            raise LedgerError(f"the contract at {self.address} is not a SwarmCoordinator")
+            raise WrongLedger(f"the contract at {self.address} is not a SwarmCoordinator")
 
     def check_chain(self) -> None:
         """`LedgerError` if the server's chain is not the one on which this swarm was found before."""
@@ -126,7 +128,7 @@ class LedgerClient:
         chain_id, first_block = self.rpc.served_chain()
         found = (chain_id, first_block.hex())
         if found != (self._known.chain_id, self._known.first_block):
-            raise LedgerError(
+            raise WrongLedger(
                 f"wrong chain: {self.host} serves chain {found[0]} that begins with block {found[1][:8]}, "
                 f"the swarm is on chain {self._known.chain_id} with block {self._known.first_block[:8]}"
             )
@@ -189,6 +191,7 @@ class LedgerClient:
         """
         if round in self._beacons:
             return self._beacons[round]
+        self._beacons = {known: beacon for known, beacon in self._beacons.items() if known > round - KEPT}
         begin = self.genesis + round * self.round_seconds
         block = self._blocks.first_at(begin)
         if block is None:
@@ -206,6 +209,7 @@ class LedgerClient:
         if round < ACTIVE_LAG:
             return 0
         if round not in self._active:
+            self._active = {known: count for known, count in self._active.items() if known > round - KEPT}
             final = self.rpc.block(None).timestamp >= self.genesis + (round - 1) * self.round_seconds
             count = int(self._read("reporters", round - ACTIVE_LAG))
             if not final:
@@ -270,6 +274,10 @@ class LedgerClient:
     def function(self, name: str, *arguments: Any) -> Any:
         """A call of one of the contract's functions, for whoever sends it."""
         return self._contract.functions[name](*arguments)
+
+    def observe(self, block: Block) -> None:
+        """Take the ledger's time from its latest block, which the caller asked for and trusts."""
+        self._clock.observe(block)
 
     def assume_time(self, unix_seconds: float) -> None:
         """Begin with this as the ledger's time, until it answers for the first time."""

@@ -20,8 +20,8 @@ class LedgerClock:
     Every new block gives a lower bound: the time was at least its timestamp when we saw it. The best of the
     last 32 bounds is the estimate. It is never ahead of a chain whose blocks carry the time of their making,
     and behind by at most one block interval, one second of rounding, one request and, before the first new
-    block was seen, up to the age of the last one. It never goes back. While the chain makes no block or does
-    not answer, it goes on.
+    block was seen, up to the age of the last one. `now` never goes back. While the chain makes no block or
+    does not answer, it goes on.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class LedgerClock:
         # While one thread asks the chain, others take the estimate as it is, if there is one.
         if stale and self._polling.acquire(blocking=self._offset is None):
             try:
-                self._offset = self._poll()
+                self._poll()
             finally:
                 self._polled_at = self._monotonic()
                 self._polling.release()
@@ -64,14 +64,16 @@ class LedgerClock:
         assert self._offset is not None
         return self._monotonic() + self._offset
 
-    def _poll(self) -> float:
-        try:
-            block = self._latest_block()
-        except LedgerError:
-            if self._offset is None:
-                raise
-            return self._offset
+    def observe(self, block: Block) -> None:
+        """Take in the latest block, from whoever asked for it."""
         if block.number != self._block_number:
             self._block_number = block.number
             self._offsets.append(block.timestamp - self._monotonic())
-        return max(self._offsets)
+        self._offset = max(self._offsets)
+
+    def _poll(self) -> None:
+        try:
+            self.observe(self._latest_block())
+        except LedgerError:
+            if self._offset is None:
+                raise

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
 from msgspec import Struct
 
+from swarm.errors import LedgerError
 from swarm.ledger.records import Report
 
 State = Literal["queued", "sent", "mined", "failed"]
@@ -47,9 +49,10 @@ class Delivery(Struct, frozen=True, kw_only=True):
 
 
 class Deliveries:
-    """The file in WAL mode. What is written is durable, else `sqlite3.OperationalError`."""
+    """The file in WAL mode. What is written is durable, else `LedgerError`."""
 
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
+        self._path = path
         self._lock = threading.Lock()
         if read_only:
             self._db = sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=5, check_same_thread=False)
@@ -70,11 +73,11 @@ class Deliveries:
         """Whether the writer has made its tables; a reader may come before."""
         return bool(self._query("PRAGMA user_version")[0][0] == _SCHEMA_VERSION)
 
-    def put(self, report: Report) -> None:
-        """Queue a round's report; one that is there already stays as it is."""
+    def put(self, *reports: Report) -> None:
+        """Queue rounds' reports; those that are there already stay as they are."""
         self._change(
             "INSERT OR IGNORE INTO deliveries (round, report, state) VALUES (?, ?, 'queued')",
-            [(report.round, msgspec.msgpack.encode(report))],
+            [(report.round, msgspec.msgpack.encode(report)) for report in reports],
         )
 
     def all(self) -> list[Delivery]:
@@ -112,11 +115,14 @@ class Deliveries:
             [(error, number) for number in rounds],
         )
 
-    def sent(self, rounds: Sequence[int], tx: str | None) -> None:
-        """They are in this transaction, which no block has yet; None while only a relay knows it."""
+    def sent(self, rounds: Sequence[int], tx: str | None, error: str | None = None) -> None:
+        """They are in this transaction, which no block has yet; `error` says why, if that is known.
+
+        `tx` is None while only a relay knows it.
+        """
         self._change(
-            "UPDATE deliveries SET state = 'sent', tx = ?, error = NULL WHERE round = ?",
-            [(tx, number) for number in rounds],
+            "UPDATE deliveries SET state = 'sent', tx = ?, error = ? WHERE round = ?",
+            [(tx, error, number) for number in rounds],
         )
 
     def held_up(self, rounds: Sequence[int], error: str) -> None:
@@ -142,12 +148,20 @@ class Deliveries:
         self._change("UPDATE deliveries SET watched = 0 WHERE watched AND block <= ?", [(up_to_block,)])
 
     def _change(self, statement: str, rows: Sequence[tuple[object, ...]]) -> None:
-        with self._lock, self._db:
+        with self._using(), self._db:
             self._db.executemany(statement, rows)
 
     def _query(self, statement: str) -> list[tuple[Any, ...]]:
-        with self._lock:
+        with self._using():
             return self._db.execute(statement).fetchall()
+
+    @contextmanager
+    def _using(self) -> Iterator[None]:
+        with self._lock:
+            try:
+                yield
+            except (sqlite3.Error, OverflowError) as error:  # a full disk; a number that does not fit
+                raise LedgerError(f"the outbox {self._path} cannot be used: {error}") from error
 
 
 def _delivery(row: tuple[Any, ...]) -> Delivery:

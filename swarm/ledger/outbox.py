@@ -27,13 +27,14 @@ log = logging.getLogger("swarm.ledger")
 MAX_BATCH = 64  # the contract's constant
 OPEN_SECONDS = 1.0  # between looks at what is under way
 WATCH_SECONDS = 15.0  # and at what is mined, but not deep enough
+MISSING_SECONDS = 30.0  # a server of a balanced many may lag behind the others so long
 SETTLED_BLOCKS = 64  # no chain in use reorganizes deeper
 FIRST_BACKOFF, MAX_BACKOFF = 1.0, 30.0  # seconds, doubling, while the ledger is away
 STOP_SECONDS = 1.0  # a request under way is not waited for: nothing is lost with it
 DRAIN_POLL_SECONDS = 0.2
 
 # The contract will say the same for ever.
-_FINAL_REFUSALS = {"TooLate", "TooManyGroups", "RewardTooHigh", "VerdictsTooLarge"}
+_FINAL_REFUSALS = {"AlreadyReported", "TooLate", "TooManyGroups", "RewardTooHigh", "VerdictsTooLarge"}
 
 
 class Outbox:
@@ -42,8 +43,9 @@ class Outbox:
     Args:
         deliveries: closed when this stops.
         ledger, carrier: for this thread alone.
+        now: the ledger's time in Unix seconds.
         window: rounds that a report may be late.
-        chores: called in every pass, for what else must not hold up the node; may raise `LedgerError`.
+        chores: called after every pass that went well, for what else must not hold up the node.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class Outbox:
         ledger: LedgerClient,
         carrier: Carrier,
         identity: Identity,
+        now: Callable[[], float],
         window: int,
         chores: Sequence[Callable[[], None]] = (),
     ) -> None:
@@ -59,11 +62,14 @@ class Outbox:
         self.ledger = ledger
         self._carrier = carrier
         self._identity = identity
+        self._now = now
         self._window = window
         self._chores = chores
         self._wake = threading.Event()
         self._stopping = False
         self.contradicted = False  # whether the ledger has a report of this peer that is not ours
+        self._missing: dict[int, float] = {}  # rounds that the ledger should have, and since when it does not
+        self._next_watch = 0.0
         self._trouble = ""  # what was last complained of, so that it is one line
         self._backoff = FIRST_BACKOFF
         self._thread = Background("outbox", self._run)
@@ -88,9 +94,12 @@ class Outbox:
         if self._thread.join(STOP_SECONDS):
             self._deliveries.close()  # else the thread still uses it, until the process ends
 
-    def put(self, report: Report) -> None:
-        """Take a report; when this returns, no crash can lose it. The first one of a round stays."""
-        self._deliveries.put(report)
+    def put(self, *reports: Report) -> None:
+        """Take reports; when this returns, no crash can lose them. The first one of a round stays.
+
+        `LedgerError` if they cannot be written down.
+        """
+        self._deliveries.put(*reports)
         self.wake()
         self._thread.check()
 
@@ -108,13 +117,15 @@ class Outbox:
 
     def _run(self) -> None:
         while not self._stopping:
+            pause = self._attempt()
+            self._wake.wait(pause)
             self._wake.clear()
-            self._wake.wait(self._attempt())
 
-    def _attempt(self) -> float | None:
-        """One pass; how many seconds to wait before the next, None for until something is put."""
+    def _attempt(self) -> float:
+        """One pass; how many seconds to wait before the next, if nothing is put until then."""
         try:
             self.deliver()
+            pause = OPEN_SECONDS if self._deliveries.open() else WATCH_SECONDS
         except LedgerError as error:
             self._complain(error)
             self._backoff, pause = min(2 * self._backoff, MAX_BACKOFF), self._backoff
@@ -122,9 +133,9 @@ class Outbox:
         if self._trouble:
             log.info("ledger takes reports again")
         self._trouble, self._backoff = "", FIRST_BACKOFF
-        if self._deliveries.open():
-            return OPEN_SECONDS
-        return WATCH_SECONDS if self._deliveries.watched() or self._chores else None
+        for chore in self._chores:
+            chore()
+        return pause
 
     def deliver(self) -> None:
         """One pass over everything; tests call it, the thread does for everybody else."""
@@ -148,15 +159,13 @@ class Outbox:
         if trouble:
             raise trouble
         self._watch()
-        for chore in self._chores:
-            chore()
 
     def _pack(self) -> None:
         """Decide what is sent together: all that is new in one batch, what was refused before by itself."""
         loose = [delivery for delivery in self._deliveries.open() if delivery.parcel is None]
         if not loose:
             return
-        oldest = self._current_round() - self._window
+        oldest = self._oldest()
         for delivery in [delivery for delivery in loose if delivery.round < oldest]:
             self._give_up(delivery, f"not on the ledger within {self._window} rounds")
         loose = [delivery for delivery in loose if delivery.round >= oldest]
@@ -174,20 +183,24 @@ class Outbox:
             self._refused(refusal, deliveries)
             return
         if carried.state == "sent":
-            if any((delivery.state, delivery.tx) != ("sent", carried.tx) for delivery in deliveries):
-                self._deliveries.sent(_rounds(deliveries), carried.tx)
+            said = ("sent", carried.tx, carried.error)
+            if any((delivery.state, delivery.tx, delivery.error) != said for delivery in deliveries):
+                self._deliveries.sent(_rounds(deliveries), carried.tx, carried.error)
             return
         for delivery in deliveries:
             entry = self.ledger.entry(self._identity.peer, delivery.round)
-            if entry is not None:  # else the server is behind the one that gave the receipt
+            if entry is not None:
                 self._mined(delivery, carried.tx, entry)
+                self._missing.pop(delivery.round, None)
+            elif self._is_missing(delivery):  # until then, the server may lag behind the receipt
+                self._deliveries.unpack([delivery.round])
 
     def _refused(self, refusal: ContractRefusal, deliveries: list[Delivery]) -> None:
         if refusal.name == "NotRegistered":
             self._carrier.register(self._identity)  # the chain took the registration back, or never had it
         elif len(deliveries) > 1:
             self._deliveries.unpack(_rounds(deliveries), str(refusal))  # find the one that is to blame
-        elif refusal.name == "AlreadyReported" or refusal.name in _FINAL_REFUSALS:
+        elif refusal.name in _FINAL_REFUSALS or deliveries[0].round < self._oldest():
             self._give_up(deliveries[0], str(refusal))
         else:
             raise refusal  # perhaps somebody mends it: it is tried again until it is too late
@@ -224,22 +237,35 @@ class Outbox:
         log.info("reported round=%d late=%s tx=%s", delivery.round, late, tx)
 
     def _watch(self) -> None:
-        """See that what is mined stays so while the chain may still take it back."""
+        """See now and then that what is mined stays so while the chain may still take it back."""
         watched = self._deliveries.watched()
-        if not watched:
+        if not watched or time.monotonic() < self._next_watch:
             return
+        self._next_watch = time.monotonic() + WATCH_SECONDS
         latest = self.ledger.rpc.block(None).number
         for delivery in watched:
             entry = self.ledger.entry(self._identity.peer, delivery.round)
-            if entry is None:
+            if entry is not None:
+                self._missing.pop(delivery.round, None)
+                if entry.block_number != delivery.block:
+                    self._mined(delivery, delivery.tx, entry)
+            elif self._is_missing(delivery):
                 log.warning("report taken back by the chain round=%d tx=%s", delivery.round, delivery.tx)
                 self._deliveries.sent([delivery.round], delivery.tx)
-            elif entry.block_number != delivery.block:
-                self._mined(delivery, delivery.tx, entry)
         self._deliveries.settle(latest - SETTLED_BLOCKS)
 
-    def _current_round(self) -> int:
-        return int((self.ledger.now() - self.ledger.genesis) // self.ledger.round_seconds)
+    def _is_missing(self, delivery: Delivery) -> bool:
+        """Whether the ledger lacks a report for so long that it is not just a server that lags."""
+        since = self._missing.setdefault(delivery.round, time.monotonic())
+        if time.monotonic() < since + MISSING_SECONDS:
+            return False
+        del self._missing[delivery.round]
+        return True
+
+    def _oldest(self) -> int:
+        """The oldest round that may still be reported."""
+        current = (self._now() - self.ledger.genesis) // self.ledger.round_seconds
+        return int(current) - self._window
 
     def _complain(self, error: LedgerError) -> None:
         """One line when trouble begins, not one a second."""

@@ -172,5 +172,5 @@ class QueueStore:
     def _speaking(self) -> Iterator[None]:
         try:
             yield
-        except (OSError, sqlite3.Error, msgspec.MsgspecError) as error:
+        except (OSError, sqlite3.Error, msgspec.MsgspecError, OverflowError, ValueError) as error:
             raise LedgerError(f"the queue of transactions {self._path} cannot be used: {error}") from error

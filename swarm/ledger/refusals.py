@@ -9,7 +9,7 @@ from functools import cache
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
-from swarm.errors import LedgerError, LedgerUnavailable
+from swarm.errors import LedgerError, LedgerUnavailable, WrongLedger
 
 if TYPE_CHECKING:
     from web3.exceptions import Web3RPCError
@@ -101,7 +101,7 @@ def translated(action: str, host: str) -> Iterator[None]:
         raise LedgerUnavailable(
             f"the ledger at {host} cannot be reached: is it running, is the URL right?"
         ) from error
-    except (json.JSONDecodeError, UnicodeDecodeError, exceptions.BadResponseFormat) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError, exceptions.BadResponseFormat) as error:
         raise LedgerUnavailable(f"what answers at {host} is not an Ethereum JSON-RPC server") from error
     except (exceptions.BlockNotFound, exceptions.TransactionNotFound, exceptions.RequestTimedOut) as error:
         raise LedgerUnavailable(
@@ -117,7 +117,7 @@ def translated(action: str, host: str) -> Iterator[None]:
         DecodingError,
         OverflowError,
     ) as error:
-        raise LedgerError(
+        raise WrongLedger(
             f"the contract is not a SwarmCoordinator: it does not understand {action}"
         ) from error
     except exceptions.Web3RPCError as error:

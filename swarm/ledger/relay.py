@@ -1,10 +1,11 @@
 """A relay: pays for the transactions of peers without gas, which sign what they want to have sent.
 
 This is its desk; `relay_server` puts it on HTTP. Everything here runs in one thread (`Rpc` is for one),
-except `check_swarm` and `present`. A request goes through these steps, and a relay killed between any two
-goes on where it was:
+except `check_swarm`, `present` and `check_proofs`. A request goes through these steps, and a relay killed
+between any two goes on where it was:
 
-    1. checked, cheapest first: contract and chain, quotas, signatures, membership, a trial run on the ledger
+    1. checked, cheapest first: contract and chain, signatures as far as they need no ledger, the relay's
+       funds, quotas, the account's signature, membership, a trial run on the ledger, and what that will cost
     2. accepted: written to `relay.sqlite`; only then is the peer told so
     3. sent through the account's queue, under a key made of its digest, so that it is sent once
     4. followed until it is mined, and too deep to be taken back
@@ -22,21 +23,24 @@ from typing import TYPE_CHECKING
 import msgspec
 from msgspec import Struct
 
-from identity import IdentityError, PublicKey, peer_id_text, registration_message
+from identity import IdentityError, PublicKey, peer_id_text
 from swarm.errors import LedgerError, LedgerUnavailable, UsageError
 from swarm.ledger.client import LedgerClient
 from swarm.ledger.records import Report
 from swarm.ledger.refusals import ContractRefusal
+from swarm.ledger.relay_budget import Budget
 from swarm.ledger.relay_invites import Invites
+from swarm.ledger.relay_proofs import check_proofs
+from swarm.ledger.relay_rules import Quotas, Refused, check_daily, over_quota, unavailable, wrong
 from swarm.ledger.relay_sending import Sending
 from swarm.ledger.relay_store import Kind, Promise, RelayStore
 from swarm.ledger.relay_wire import (
     Answer,
     Bootnode,
-    Problem,
     Registration,
     Reports,
     Request,
+    Rotation,
     contract_call,
 )
 from swarm.ledger.transactions import AccountQueue
@@ -48,24 +52,11 @@ if TYPE_CHECKING:
 log = logging.getLogger("swarm.ledger")
 
 DEFAULT_PORT = 8733
-BALANCE_SECONDS = 10.0  # the relay's own balance is that old at most
-WEI_PER_ETHER = 10**18
-
-
-class Quotas(Struct, frozen=True, kw_only=True):
-    """How much a relay gives away. Days are UTC's."""
-
-    registrations_per_day: int = 1000
-    registrations_per_client: int = 10  # a day and client address
-    bootnodes_per_day: int = 4  # announcements of a peer
-    verdict_bytes: int = 1024  # of a report
-    retries: int = 3  # of a peer's round that failed; one that did not is paid for once
-    min_balance_ether: float = 0.01  # below this, nothing is accepted
 
 
 @dataclass(frozen=True)
 class RelayOptions:
-    """A relay's place. Behind a reverse proxy, `registrations_per_client` counts the proxy: raise it."""
+    """A relay's place. Behind a reverse proxy, quotas `per_client` count the proxy: raise them."""
 
     swarm: str  # the join line
     account: LocalAccount  # pays; may be used elsewhere on this machine at the same time
@@ -84,17 +75,9 @@ class Info(Struct, frozen=True, kw_only=True):
     account: str
     invite_needed: bool
     quotas: Quotas
+    ether_today: float  # of `ether_per_day`
     accepting: bool
     reason: str | None = None  # why it accepts nothing now
-
-
-class Refused(LedgerError):
-    """A request that the relay does not take, as an HTTP status and what the peer is told."""
-
-    def __init__(self, status: int, code: str, error: str) -> None:
-        super().__init__(error)
-        self.status = status
-        self.problem = Problem(code, error)
 
 
 class Relay:
@@ -112,7 +95,7 @@ class Relay:
         self._store = RelayStore(options.home / "relay.sqlite")
         self._store.belong_to(f"{ledger.address} on chain {self._chain_id}, block 0 {first_block.hex()[:16]}")
         self.sending = Sending(ledger, self._store, self._queue)
-        self._balance, self._balance_read = 0, float("-inf")
+        self._budget = Budget(ledger.rpc, self.address, self._store, options.quotas)
 
     def close(self) -> None:
         """Close the files."""
@@ -125,10 +108,10 @@ class Relay:
         """What the relay is and whether it accepts."""
         reason = None
         try:
-            self._check_balance()
+            self._budget.check()
         except Refused as refused:
             reason = str(refused)
-        except LedgerError:
+        except (LedgerError, OverflowError):
             reason = "the ledger does not answer the relay"
         return Info(
             contract=self._ledger.address,
@@ -136,6 +119,7 @@ class Relay:
             account=self.address,
             invite_needed=self._invites is not None,
             quotas=self._quotas,
+            ether_today=self._budget.today,
             accepting=reason is None,
             reason=reason,
         )
@@ -143,7 +127,11 @@ class Relay:
     def check_swarm(self, request: Request) -> None:
         """`Refused` if the request is for another swarm. From any thread."""
         if (request.chain_id, request.contract.lower()) != (self._chain_id, self._ledger.address.lower()):
-            raise _wrong(f"this relay is for contract {self._ledger.address} on chain {self._chain_id}")
+            raise wrong(f"this relay is for contract {self._ledger.address} on chain {self._chain_id}")
+
+    def check_proofs(self, request: Request) -> None:
+        """`Refused` if it is not signed, as far as that can be seen without the ledger. From any thread."""
+        check_proofs(request, self._chain_id, self._ledger.address)
 
     def present(self, digest: str) -> Answer | None:
         """How far an accepted request is; None if it was never accepted, or failed. From any thread."""
@@ -151,55 +139,51 @@ class Relay:
         return None if promise is None or promise.state == "failed" else Answer(promise.state, promise.tx)
 
     def take(self, request: Request, digest: str, client: str) -> Answer:
-        """Check a request and promise to send it; `Refused` if not. `client` is who the quotas count."""
+        """Check a request and promise to send it; `Refused` if not. `client` is who the quotas count.
+
+        `check_swarm` and `check_proofs` were called with it.
+        """
         known = self.present(digest)  # a second look: it may have come twice at once
         if known is not None:
             return known
         try:
-            self._check_balance()
-            if isinstance(request, Registration):
-                self._take_registration(request, digest, client)
-            elif isinstance(request, Reports):
-                self._take_reports(request, digest, client)
-            elif isinstance(request, Bootnode):
-                return self._take_bootnode(request, digest, client)
+            self._budget.check()
+            match request:
+                case Registration():
+                    self._take_registration(request, digest, client)
+                case Reports():
+                    self._take_reports(request, digest, client)
+                case Bootnode():
+                    return self._take_bootnode(request, digest, client)
+                case Rotation():
+                    self._take_rotation(request, digest, client)
         except Refused:
             raise
         except ContractRefusal as refusal:
             raise Refused(409, "contract", str(refusal)) from refusal
         except LedgerUnavailable as error:
             log.warning("relay's ledger away error=%r", str(error))
-            raise _unavailable("the ledger does not answer the relay") from error
-        except (LedgerError, IdentityError, UsageError) as error:
+            raise unavailable("the ledger does not answer the relay") from error
+        except (LedgerError, IdentityError, UsageError, OverflowError) as error:
             log.error("relay cannot accept error=%r", str(error))
-            raise _unavailable("the relay has a problem that its operator must solve") from error
+            raise unavailable("the relay has a problem that its operator must solve") from error
         return Answer("accepted")
 
     def _take_registration(self, request: Registration, digest: str, client: str) -> None:
         now, quotas = time.time(), self._quotas
-        self._check_daily(
-            "registrations", self._store.accepted_today("registration", now), quotas.registrations_per_day
-        )
+        count = self._store.accepted_today("registration", now)
+        check_daily("registrations", count, quotas.registrations_per_day)
         here = self._store.accepted_today("registration", now, client=client)
-        self._check_daily(f"registrations from {client}", here, quotas.registrations_per_client)
-        try:
-            key = PublicKey(request.modulus)
-            message = registration_message(
-                self._chain_id, _bytes(self._ledger.address), _bytes(request.account), request.binding
-            )
-            proven = key.verify(message, request.proof)
-        except (IdentityError, ValueError):
-            raise _wrong("the modulus is not one of an RSA-2048 key") from None
-        if not proven:
-            raise _wrong("the proof is not by this key over this registration")
+        check_daily(f"registrations from {client}", here, quotas.registrations_per_client)
+        key = PublicKey(request.modulus)
         consented = (self._chain_id, self._ledger.address, key.peer, request.binding, request.consent)
         if not _same(signer_of_registration(*consented), request.account):
-            raise _wrong(f"the consent is not by account {request.account}")
+            raise wrong(f"the consent is not by account {request.account}")
         if self._store.under_way("registration", key.peer):
-            raise _quota("another registration of this peer is under way: wait until it is settled")
+            raise over_quota("another registration of this peer is under way: wait until it is settled")
         member = self._admitted(key.peer, request.account.lower(), request.invite, newcomer=True)
-        self._try(request, f"the registration of peer {peer_id_text(key.peer)}")
-        self._accept("registration", key.peer, request, digest, client, member=member)
+        cost = self._try(request, f"the registration of peer {peer_id_text(key.peer)}")
+        self._accept("registration", key.peer, request, digest, client, cost, member=member)
 
     def _take_reports(self, request: Reports, digest: str, client: str) -> None:
         reports = request.records()
@@ -208,41 +192,47 @@ class Relay:
         account = self._check_signer(request.peer, signer_of_reports(*signed))
         member = self._admitted(request.peer, account, request.invite)
         rounds = [report.round for report in reports]
-        self._try(request, f"reports {rounds} of peer {peer_id_text(request.peer)}")
+        late, now = self._count_late(rounds), time.time()
+        if late:
+            count = self._store.late_today(request.peer, now)
+            check_daily("late reports of this peer", count, self._quotas.late_reports_per_day, more=late)
+        cost = self._try(request, f"reports {rounds} of peer {peer_id_text(request.peer)}")
         for number in rounds:  # the contract says no to these, unless its chain just took a block back
             if self._is_paid(request.peer, number):
-                raise _quota(f"round {number} was sent and paid for already")
-        self._accept("reports", request.peer, request, digest, client, rounds=rounds, member=member)
+                raise over_quota(f"round {number} was sent and paid for already")
+        self._accept(
+            "reports", request.peer, request, digest, client, cost, rounds=rounds, member=member, late=late
+        )
 
     def _take_bootnode(self, request: Bootnode, digest: str, client: str) -> Answer:
         for promise in self._store.under_way("bootnode", request.peer):
-            if msgspec.json.decode(promise.body, type=Bootnode).multiaddr == request.multiaddr:
+            body = self._store.body(promise.digest)
+            if msgspec.json.decode(body, type=Bootnode).multiaddr == request.multiaddr:
                 return Answer(promise.state, promise.tx)  # type: ignore[arg-type]
         count = self._store.accepted_today("bootnode", time.time(), peer=request.peer)
-        self._check_daily("announcements of this peer", count, self._quotas.bootnodes_per_day)
+        check_daily("announcements of this peer", count, self._quotas.bootnodes_per_day)
         signed = (self._chain_id, self._ledger.address, request.peer, request.multiaddr, request.announced_at)
         account = self._check_signer(request.peer, signer_of_bootnode(*signed, request.signature))
         member = self._admitted(request.peer, account, request.invite)
-        self._try(request, f"the bootnode of peer {peer_id_text(request.peer)}")
-        self._accept("bootnode", request.peer, request, digest, client, member=member)
+        cost = self._try(request, f"the bootnode of peer {peer_id_text(request.peer)}")
+        self._accept("bootnode", request.peer, request, digest, client, cost, member=member)
         return Answer("accepted")
 
+    def _take_rotation(self, request: Rotation, digest: str, client: str) -> None:
+        old, new = request.old_peer, request.new_peer
+        count = self._store.accepted_today("rotation", time.time(), peer=old)
+        check_daily("rotations of this peer", count, self._quotas.rotations_per_day)
+        if self._store.under_way("rotation", old):
+            raise over_quota("another rotation of this peer is under way: wait until it is settled")
+        account = (
+            self._ledger.account_of(old) or ""
+        ).lower()  # without one, the trial run will say what is wrong
+        member = self._admitted(old, account, request.invite)
+        cost = self._try(request, f"the rotation of peer {peer_id_text(old)} to {peer_id_text(new)}")
+        # The successor begins with its predecessor's count: else a chain of them would be without a limit.
+        self._accept("rotation", old, request, digest, client, cost, member=member, also=[new] * (count + 1))
+
     # Checks.
-
-    def _check_balance(self) -> None:
-        if time.monotonic() >= self._balance_read + BALANCE_SECONDS:
-            self._balance = self._ledger.rpc.balance(self.address)
-            self._balance_read = time.monotonic()
-        ether, floor = self._balance / WEI_PER_ETHER, self._quotas.min_balance_ether
-        if ether < floor:
-            raise _unavailable(
-                f"the relay's account {self.address} has {ether:.4f} ether left and stops below {floor:g}: "
-                "its operator must send it some"
-            )
-
-    def _check_daily(self, what: str, count: int, limit: int) -> None:
-        if count >= limit:
-            raise _quota(f"this relay pays for {limit} {what} a day; the next day begins at 00:00 UTC")
 
     def _check_rounds(self, peer: bytes, reports: Sequence[Report], digest: str) -> None:
         for report in reports:
@@ -257,11 +247,15 @@ class Relay:
             if promise is None:
                 continue
             if promise.state in ("accepted", "sent") and promise.digest != digest:
-                raise _quota(f"round {report.round} is under way with other contents or in another batch")
+                raise over_quota(f"round {report.round} is under way with other contents or in another batch")
             if promise.state == "failed" and tries > self._quotas.retries:
-                raise _quota(
+                raise over_quota(
                     f"round {report.round} failed {tries} times, this relay tries no more: {promise.error}"
                 )
+
+    def _count_late(self, rounds: Sequence[int]) -> int:
+        elapsed = self._ledger.rpc.block(None).timestamp - self._ledger.genesis
+        return sum(number < elapsed // self._ledger.round_seconds for number in rounds)
 
     def _is_paid(self, peer: bytes, number: int) -> bool:
         promise, _ = self._store.round(peer, number)
@@ -270,10 +264,10 @@ class Relay:
     def _check_signer(self, peer: bytes, signer: str | None) -> str:
         """The peer's account, if it signed. Of a peer without one the contract will say what is wrong."""
         if signer is None:
-            raise _wrong("the signature is none")
+            raise wrong("the signature is none")
         account = self._ledger.account_of(peer)
         if account is not None and not _same(signer, account):
-            raise _wrong(f"the signature is not by {account}, the account of peer {peer_id_text(peer)}")
+            raise wrong(f"the signature is not by {account}, the account of peer {peer_id_text(peer)}")
         return (account or signer).lower()
 
     def _admitted(
@@ -295,11 +289,12 @@ class Relay:
             raise Refused(403, "invite", "the invite is used up")
         return account, digest
 
-    def _try(self, request: Request, action: str) -> None:
-        """A trial run by the server; `ContractRefusal` if the contract would refuse."""
+    def _try(self, request: Request, action: str) -> float:
+        """A trial run by the server; `ContractRefusal` if the contract would refuse. Its cost in ether."""
         function = contract_call(self._ledger, request)
         with self._ledger.rpc.asking(action):
-            function.estimate_gas({"from": self.address})
+            gas = int(function.estimate_gas({"from": self.address}))
+        return self._budget.cost(gas)
 
     def _accept(
         self,
@@ -308,36 +303,18 @@ class Relay:
         request: Request,
         digest: str,
         client: str,
+        cost: float,
         *,
         rounds: Sequence[int] = (),
         member: tuple[str, str | None] | None = None,
+        late: int = 0,
+        also: Sequence[bytes] = (),
     ) -> None:
-        promise = Promise(
-            digest=digest,
-            kind=kind,
-            peer=peer,
-            body=msgspec.json.encode(msgspec.structs.replace(request, invite=None)),
-            accepted_at=time.time(),
-        )
-        self._store.accept(promise, client, rounds, member)
+        promise = Promise(digest=digest, kind=kind, peer=peer, accepted_at=time.time(), cost=cost)
+        body = msgspec.json.encode(msgspec.structs.replace(request, invite=None))
+        self._store.accept(promise, body, client, rounds, member, late=late, also=also)
         log.info("accepted kind=%s peer=%s rounds=%s", kind, peer_id_text(peer), list(rounds))
-
-
-def _wrong(error: str) -> Refused:
-    return Refused(400, "request", error)
-
-
-def _quota(error: str) -> Refused:
-    return Refused(429, "quota", error)
-
-
-def _unavailable(error: str) -> Refused:
-    return Refused(503, "unavailable", error)
 
 
 def _same(address: str | None, other: str) -> bool:
     return address is not None and address.lower() == other.lower()
-
-
-def _bytes(address: str) -> bytes:
-    return bytes.fromhex(address.removeprefix("0x"))

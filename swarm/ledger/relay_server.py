@@ -12,6 +12,7 @@ import contextlib
 import ipaddress
 import logging
 import signal
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -23,7 +24,9 @@ from filelock import FileLock, Timeout
 
 from swarm.errors import LedgerError
 from swarm.ledger.client import connect
-from swarm.ledger.relay import WEI_PER_ETHER, Refused, Relay, RelayOptions
+from swarm.ledger.relay import Relay, RelayOptions
+from swarm.ledger.relay_budget import WEI_PER_ETHER
+from swarm.ledger.relay_rules import Refused, unavailable
 from swarm.ledger.relay_wire import (
     MAX_BODY_BYTES,
     MAX_REPORTS_BODY_BYTES,
@@ -33,6 +36,7 @@ from swarm.ledger.relay_wire import (
     Registration,
     Reports,
     Request,
+    Rotation,
     content_digest,
 )
 from swarm.settings import machine_dir
@@ -82,7 +86,9 @@ async def serve_relay(
         opening = asyncio.get_running_loop().run_in_executor(worker, _open, options)
         relay, balance = await opening
         try:
-            await _Server(relay, worker).run(options, balance, stop, started)
+            await _Server(relay, worker, options.quotas.waiting_per_client).run(
+                options, balance, stop, started
+            )
         finally:
             relay.sending.stopping = True
             worker.shutdown(wait=True, cancel_futures=True)
@@ -101,10 +107,11 @@ def _open(options: RelayOptions) -> tuple[Relay, float]:
 class _Server:
     """The HTTP side of a relay."""
 
-    def __init__(self, relay: Relay, worker: ThreadPoolExecutor) -> None:
+    def __init__(self, relay: Relay, worker: ThreadPoolExecutor, waiting_per_client: int) -> None:
         self._relay = relay
         self._worker = worker
-        self._waiting = 0
+        self._waiting_per_client = waiting_per_client
+        self._waiting: Counter[str] = Counter()  # by client
         self._wake = asyncio.Event()
 
     async def run(
@@ -117,6 +124,7 @@ class _Server:
                 web.post("/register", partial(self._post, Registration, MAX_BODY_BYTES)),
                 web.post("/reports", partial(self._post, Reports, MAX_REPORTS_BODY_BYTES)),
                 web.post("/bootnode", partial(self._post, Bootnode, MAX_BODY_BYTES)),
+                web.post("/rotate", partial(self._post, Rotation, MAX_BODY_BYTES)),
             ]
         )
         app.on_response_prepare.append(_one_request_each)
@@ -173,9 +181,9 @@ class _Server:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), pause)
 
-    async def _info(self, _: web.Request) -> web.Response:
+    async def _info(self, request: web.Request) -> web.Response:
         try:
-            return _json(200, await self._queued(self._relay.info))
+            return _json(200, await self._queued(_client(request.remote), self._relay.info))
         except Refused as refused:
             return _json(refused.status, refused.problem)
 
@@ -186,7 +194,9 @@ class _Server:
             digest = content_digest(asked)
             answer = self._relay.present(digest)
             if answer is None:
-                answer = await self._queued(self._relay.take, asked, digest, _client(request.remote))
+                self._relay.check_proofs(asked)
+                client = _client(request.remote)
+                answer = await self._queued(client, self._relay.take, asked, digest, client)
                 self._wake.set()
         except Refused as refused:
             return _json(refused.status, refused.problem)
@@ -195,15 +205,18 @@ class _Server:
             return _json(503, Problem("unavailable", "the relay has a problem that its operator must solve"))
         return _json(200 if answer.state == "mined" else 202, answer)
 
-    async def _queued(self, function: Callable[..., T], *arguments: Any) -> T:
-        """Run in the ledger's thread, unless too many wait for it."""
-        if self._waiting >= MAX_WAITING:
-            raise Refused(503, "unavailable", "the relay is busy")
-        self._waiting += 1
+    async def _queued(self, client: str, function: Callable[..., T], *arguments: Any) -> T:
+        """Run in the ledger's thread, unless too many wait for it, of this client or of all."""
+        if self._waiting[client] >= self._waiting_per_client:
+            raise unavailable(f"the relay is busy with other requests from {client}")
+        if self._waiting.total() >= MAX_WAITING:
+            raise unavailable("the relay is busy")
+        self._waiting[client] += 1
         try:
             return await self._in_worker(function, *arguments)
         finally:
-            self._waiting -= 1
+            self._waiting[client] -= 1
+            self._waiting += Counter()  # forgets those at 0
 
     async def _in_worker(self, function: Callable[..., T], *arguments: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._worker, function, *arguments)
@@ -256,7 +269,7 @@ def _json(status: int, contents: Answer | Problem | Any) -> web.Response:
 
 
 def _client(remote: str | None) -> str:
-    """Whom the quotas count: an IPv4 address, or an IPv6 network of 64 bits, which is one household's."""
+    """Whom the quotas count: an IPv4 address, or an IPv6 network of 48 bits, which is one site's."""
     try:
         address = ipaddress.ip_address((remote or "").partition("%")[0])
     except ValueError:
@@ -265,7 +278,7 @@ def _client(remote: str | None) -> str:
         return str(address)
     if address.ipv4_mapped is not None:
         return str(address.ipv4_mapped)
-    return str(ipaddress.ip_network((address, 64), strict=False))
+    return str(ipaddress.ip_network((address, 48), strict=False))
 
 
 def _url(host: str, port: int) -> str:

@@ -13,7 +13,7 @@ from msgspec import Struct
 from swarm.errors import LedgerError
 
 State = Literal["accepted", "sent", "mined", "failed"]
-Kind = Literal["registration", "reports", "bootnode"]
+Kind = Literal["registration", "reports", "bootnode", "rotation"]
 
 DAY_SECONDS = 86_400
 KEPT_DAYS = 30  # of requests that are done with; the contract itself refuses what is older or repeated
@@ -26,7 +26,7 @@ CREATE TABLE IF NOT EXISTS swarm (name TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS requests (
     digest TEXT PRIMARY KEY, kind TEXT NOT NULL, peer BLOB NOT NULL, body BLOB NOT NULL,
     accepted_at REAL NOT NULL, state TEXT NOT NULL, tx TEXT, block INTEGER, error TEXT,
-    watched INTEGER NOT NULL DEFAULT 1
+    watched INTEGER NOT NULL DEFAULT 1, cost REAL NOT NULL DEFAULT 0
 );
 CREATE INDEX IF NOT EXISTS requests_under_way ON requests (state, watched);
 CREATE TABLE IF NOT EXISTS rounds (
@@ -35,7 +35,8 @@ CREATE TABLE IF NOT EXISTS rounds (
 );
 CREATE INDEX IF NOT EXISTS rounds_of_request ON rounds (digest);
 CREATE TABLE IF NOT EXISTS acceptances (
-    day INTEGER NOT NULL, kind TEXT NOT NULL, peer BLOB NOT NULL, client TEXT NOT NULL
+    day INTEGER NOT NULL, kind TEXT NOT NULL, peer BLOB NOT NULL, client TEXT NOT NULL,
+    cost REAL NOT NULL DEFAULT 0, late INTEGER NOT NULL DEFAULT 0
 );
 CREATE INDEX IF NOT EXISTS acceptances_of_day ON acceptances (day, kind);
 CREATE TABLE IF NOT EXISTS members (
@@ -46,16 +47,19 @@ PRAGMA user_version = {_SCHEMA_VERSION};
 COMMIT;
 """
 _ACCEPT = """
-INSERT INTO requests (digest, kind, peer, body, accepted_at, state) VALUES (?, ?, ?, ?, ?, 'accepted')
+INSERT INTO requests (digest, kind, peer, body, accepted_at, cost, state)
+VALUES (?, ?, ?, ?, ?, ?, 'accepted')
 ON CONFLICT (digest) DO UPDATE SET body = excluded.body, accepted_at = excluded.accepted_at,
-    state = 'accepted', tx = NULL, block = NULL, error = NULL, watched = 1
+    cost = excluded.cost, state = 'accepted', tx = NULL, block = NULL, error = NULL, watched = 1
 """
+_COUNT = "INSERT INTO acceptances (day, kind, peer, client, cost, late) VALUES (?, ?, ?, ?, ?, ?)"
 _ACCEPT_ROUND = """
 INSERT INTO rounds VALUES (?, ?, ?, 1)
 ON CONFLICT (peer, round) DO UPDATE SET digest = excluded.digest, tries = tries + 1
 """
+_INHERIT = "INSERT OR IGNORE INTO members SELECT ?, account, NULL FROM members WHERE peer = ?"
 _MINED = "UPDATE requests SET state = 'mined', tx = ?, block = ?, error = NULL, body = x'' WHERE digest = ?"
-_COLUMNS = "digest, kind, peer, body, accepted_at, state, tx, block, error"
+_COLUMNS = "digest, kind, peer, accepted_at, cost, state, tx, block, error"
 
 
 class Promise(Struct, frozen=True, kw_only=True):
@@ -64,8 +68,8 @@ class Promise(Struct, frozen=True, kw_only=True):
     digest: str  # hex; `relay_wire.content_digest`
     kind: Kind
     peer: bytes
-    body: bytes  # JSON; empty once it is mined or failed
     accepted_at: float  # Unix seconds of this machine
+    cost: float = 0.0  # ether, at most
     state: State = "accepted"
     tx: str | None = None
     block: int | None = None
@@ -122,6 +126,11 @@ class RelayStore:
         marks = ", ".join("?" for _ in states)
         return self._promises(f"WHERE state IN ({marks}) ORDER BY accepted_at, rowid", *states)
 
+    def body(self, digest: str) -> bytes:
+        """A request's JSON; empty once it is mined or failed."""
+        found = self._query("SELECT body FROM requests WHERE digest = ?", digest)
+        return bytes(found[0][0]) if found else b""
+
     def watched(self) -> list[Promise]:
         """Those that are mined in blocks which the chain might still take back."""
         return self._promises("WHERE state = 'mined' AND watched = 1 ORDER BY accepted_at, rowid")
@@ -130,22 +139,34 @@ class RelayStore:
         """A peer's requests that are accepted or sent."""
         return self._promises("WHERE state IN ('accepted', 'sent') AND kind = ? AND peer = ?", kind, peer)
 
+    def under_way_load(self) -> tuple[int, float]:
+        """How many requests are accepted or sent, and what they cost at most together, in ether."""
+        query = "SELECT count(*), total(cost) FROM requests WHERE state IN ('accepted', 'sent')"
+        count, cost = self._query(query)[0]
+        return int(count), float(cost)
+
     def accept(
         self,
         promise: Promise,
+        body: bytes,
         client: str,
         rounds: Sequence[int] = (),
         member: tuple[str, str | None] | None = None,
+        *,
+        late: int = 0,
+        also: Sequence[bytes] = (),
     ) -> None:
         """Promise to send a request: a new one, or again one that failed. Everything that counts is counted.
 
-        `member` is the account and the invite's digest of a peer that is served from now on.
+        `member` is the account and the invite's digest of a peer that is served from now on, `late` how many
+        of its reports are late; `also` are peers for which the request counts too.
         """
-        row = (promise.digest, promise.kind, promise.peer, promise.body, promise.accepted_at)
-        counted = (_day(promise.accepted_at), promise.kind, promise.peer, client)
+        row = (promise.digest, promise.kind, promise.peer, body, promise.accepted_at, promise.cost)
+        day = _day(promise.accepted_at)
         changes: list[tuple[str, tuple[object, ...]]] = [
             (_ACCEPT, row),
-            ("INSERT INTO acceptances VALUES (?, ?, ?, ?)", counted),
+            (_COUNT, (day, promise.kind, promise.peer, client, promise.cost, late)),
+            *((_COUNT, (day, promise.kind, peer, client, 0.0, 0)) for peer in also),
             *((_ACCEPT_ROUND, (promise.peer, number, promise.digest)) for number in rounds),
         ]
         if member is not None:
@@ -161,9 +182,12 @@ class RelayStore:
         change = "UPDATE requests SET state = 'sent', tx = ?, block = NULL, error = NULL WHERE digest = ?"
         self._change([(change, (tx, digest))])
 
-    def mined(self, digest: str, tx: str, block: int | None) -> None:
-        """It is on the ledger."""
-        self._change([(_MINED, (tx, block, digest))])
+    def mined(self, promise: Promise, tx: str, block: int | None, successor: bytes | None = None) -> None:
+        """It is on the ledger. A successor of its peer is served from now on, if the peer was."""
+        changes: list[tuple[str, tuple[object, ...]]] = [(_MINED, (tx, block, promise.digest))]
+        if successor is not None:
+            changes.append((_INHERIT, (successor, promise.peer)))
+        self._change(changes)
 
     def failed(self, digest: str, error: str) -> None:
         """It is not sent again unless the peer asks."""
@@ -204,6 +228,15 @@ class RelayStore:
             return int(self._query(f"{query} AND peer = ?", *values, peer)[0][0])
         return int(self._query(query, *values)[0][0])
 
+    def cost_today(self, now: float) -> float:
+        """What is accepted on this day (UTC) costs at most, in ether."""
+        return float(self._query("SELECT total(cost) FROM acceptances WHERE day = ?", _day(now))[0][0])
+
+    def late_today(self, peer: bytes, now: float) -> int:
+        """How many late reports of a peer were accepted on this day (UTC)."""
+        query = "SELECT total(late) FROM acceptances WHERE day = ? AND kind = 'reports' AND peer = ?"
+        return int(self._query(query, _day(now), peer)[0][0])
+
     def is_member(self, peer: bytes, account: str | None = None) -> bool:
         """Whether the relay registered the peer or took an invite from it; with this account, if given."""
         if account is None:
@@ -225,7 +258,7 @@ class RelayStore:
         try:
             with self._lock:
                 return self._db.execute(statement, parameters).fetchall()
-        except sqlite3.Error as error:
+        except (sqlite3.Error, OverflowError, ValueError) as error:  # 64 bits do not hold every number
             raise LedgerError(f"the relay's file {self._path} cannot be read: {error}") from error
 
     def _change(self, changes: Sequence[tuple[str, tuple[object, ...]]]) -> None:
@@ -233,7 +266,7 @@ class RelayStore:
             with self._lock, self._db:
                 for statement, parameters in changes:
                     self._db.execute(statement, parameters)
-        except sqlite3.Error as error:
+        except (sqlite3.Error, OverflowError, ValueError) as error:
             raise LedgerError(f"the relay's file {self._path} cannot be written: {error}") from error
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Struct
 
+from identity import PublicKey
 from swarm.ledger.records import Report
 
 if TYPE_CHECKING:
@@ -80,6 +81,25 @@ class Bootnode(Request, frozen=True, kw_only=True):
     signature: Signature
 
 
+class Rotation(Request, frozen=True, kw_only=True):
+    """`POST /rotate`: the contract's `rotate`."""
+
+    old_modulus: RsaNumber
+    new_modulus: RsaNumber
+    old_signature: RsaNumber
+    new_signature: RsaNumber
+
+    @property
+    def old_peer(self) -> bytes:
+        """The peer that retires; `IdentityError` if its modulus is none."""
+        return PublicKey(self.old_modulus).peer
+
+    @property
+    def new_peer(self) -> bytes:
+        """The peer that takes over; `IdentityError` if its modulus is none."""
+        return PublicKey(self.new_modulus).peer
+
+
 class Answer(Struct, frozen=True):
     """What became of a request: HTTP 202 while no block has it, 200 once one does."""
 
@@ -98,9 +118,12 @@ class Problem(Struct, frozen=True):
     error: str
 
 
+_SIGNATURES = ("proof", "consent", "signature", "old_signature", "new_signature")
+
+
 def content_digest(request: Request) -> str:
     """What names a request: the same for the same content, whoever signs it how often. Hexadecimal."""
-    blank = {name: b"" for name in ("proof", "consent", "signature") if name in request.__struct_fields__}
+    blank = {name: b"" for name in _SIGNATURES if name in request.__struct_fields__}
     content = msgspec.structs.replace(request, invite=None, **blank)
     named = (type(request).__name__, content)
     return hashlib.sha256(msgspec.msgpack.encode(named)).hexdigest()
@@ -121,4 +144,10 @@ def contract_call(ledger: LedgerClient, request: Request) -> Any:
         case Bootnode():
             announced = (request.peer, request.multiaddr, request.announced_at)
             return ledger.function("announceBootnodeFor", *announced, request.signature)
+        case Rotation():
+            moduli, signatures = (
+                (request.old_modulus, request.new_modulus),
+                (request.old_signature, request.new_signature),
+            )
+            return ledger.function("rotate", *moduli, *signatures)
     raise TypeError(f"not a request: {type(request).__name__}")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 from urllib.parse import urlsplit
+
+from msgspec import Struct
 
 from swarm.errors import LedgerError, LedgerUnavailable
 from swarm.ledger.records import Block
@@ -14,7 +17,21 @@ from swarm.ledger.refusals import translated
 
 REQUEST_SECONDS = 10.0
 LOG_BLOCKS = 10_000  # what most public servers allow in one question; halved when one refuses
+MAX_LOG_QUESTIONS = 10_000  # for one search; a hundred million blocks, if the server is generous
+MAX_NUMBER = 2**63  # above nonces, blocks, times, chain ids and gas; SQLite holds what is below
+MAX_BALANCE = 2**256
+MAX_RECURSION = 10_000  # a tenth of what 8 MiB of stack did not bear; Python's own is 1,000
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+class Receipt(Struct, frozen=True):
+    """That a transaction is in a block."""
+
+    succeeded: bool
+    block_number: int
+    block_hash: bytes
+    gas_used: int
+    contract_address: str | None
 
 
 class Rpc:
@@ -35,7 +52,14 @@ class Rpc:
         from web3 import HTTPProvider, Web3
         from web3.middleware import ExtraDataToPOAMiddleware
 
+        from swarm.ledger.http import MAX_REDIRECTS, BoundedAdapter
+
+        # py_ecc, which web3 imports, allows a depth at which nested JSON overflows the stack and kills us.
+        sys.setrecursionlimit(min(MAX_RECURSION, sys.getrecursionlimit()))
         session = requests.Session()
+        session.max_redirects = MAX_REDIRECTS
+        for scheme in ("http://", "https://"):
+            session.mount(scheme, BoundedAdapter())
         session.trust_env = not self._loopback  # a proxy from the environment cannot reach our own devnet
         provider = HTTPProvider(
             self.url,
@@ -43,6 +67,7 @@ class Rpc:
             session=session,
             exception_retry_configuration=None,  # whoever calls knows better whether to wait
         )
+        provider.global_ccip_read_enabled = False  # else a server could have us ask any other (EIP-3668)
         web3 = Web3(provider)
         # Chains of known validators put more than 32 bytes where web3 expects at most that.
         web3.middleware_onion.inject(ExtraDataToPOAMiddleware, layer=0)
@@ -56,17 +81,36 @@ class Rpc:
     def ask_chain_id(self) -> int:
         """The id of the chain that the server has right now."""
         with self.asking("eth_chainId"):
-            return int(self.web3.eth.chain_id)
+            return self.number(self.web3.eth.chain_id)
 
-    def asking(self, action: str) -> AbstractContextManager[None]:
+    @contextmanager
+    def asking(self, action: str) -> Iterator[None]:
         """Translate errors of the calls inside; `action` says in words what was asked."""
-        return translated(action, self.host)
+        from swarm.ledger.http import MAX_MEBIBYTES, TooLongAnswer
+
+        with translated(action, self.host):
+            try:
+                yield
+            except TooLongAnswer as error:
+                raise LedgerUnavailable(
+                    f"the ledger at {self.host} answered {action} with more than {MAX_MEBIBYTES} MiB"
+                ) from error
+
+    @staticmethod
+    def number(value: Any, limit: int = MAX_NUMBER) -> int:
+        """A number of the server's, at least 0 and below `limit`; for use inside `asking`."""
+        if not isinstance(value, int) or not 0 <= value < limit:
+            raise ValueError("a number that cannot be")  # which may have millions of digits
+        return value
 
     def block(self, number: int | None) -> Block:
         """The header of block `number`, or of the latest one."""
         with self.asking("a block"):
             header = self.web3.eth.get_block("latest" if number is None else number)
-            return Block(int(header["number"]), int(header["timestamp"]), bytes(header["hash"]))
+            found, timestamp = self.number(header["number"]), self.number(header["timestamp"])
+            if found != (found if number is None else number):
+                raise ValueError("another block")
+            return Block(found, timestamp, bytes(header["hash"]))
 
     def served_chain(self) -> tuple[int, bytes]:
         """The chain's id and the hash of its block 0, asked anew: which chain the server has right now."""
@@ -85,15 +129,16 @@ class Rpc:
     def nonces_used(self, address: str, *, pending: bool = False) -> int:
         """How many transactions of the account are in the latest block's chain, or wait for the next too."""
         with self.asking(f"the nonce of {address}"):
-            return int(self.web3.eth.get_transaction_count(address, "pending" if pending else "latest"))
+            count = self.web3.eth.get_transaction_count(address, "pending" if pending else "latest")
+            return self.number(count)
 
     def balance(self, address: str) -> int:
         """The account's balance at the latest block, in wei."""
         with self.asking(f"the balance of {address}"):
-            return int(self.web3.eth.get_balance(address))
+            return self.number(self.web3.eth.get_balance(address), MAX_BALANCE)
 
-    def receipt(self, tx: str) -> Any:
-        """The receipt of a transaction that is in a block, else None."""
+    def receipt(self, tx: str) -> Receipt | None:
+        """The receipt of a transaction, if its block is in the chain that the server shows now, else None."""
         from web3.exceptions import TransactionNotFound
 
         with self.asking("a receipt"):
@@ -101,7 +146,18 @@ class Rpc:
                 receipt = self.web3.eth.get_transaction_receipt(tx)
             except TransactionNotFound:
                 return None
-            return receipt if receipt["blockHash"] is not None else None
+            number, block_hash, contract = map(receipt.get, ("blockNumber", "blockHash", "contractAddress"))
+            if not isinstance(number, int) or not 0 <= number <= self.block(None).number:
+                return None  # not yet, or a lie
+            if block_hash is None or self.block_hash(number) != bytes(block_hash):
+                return None  # not any more, or a lie
+            return Receipt(
+                succeeded=receipt["status"] == 1,
+                block_number=number,
+                block_hash=bytes(block_hash),
+                gas_used=self.number(receipt["gasUsed"]),
+                contract_address=None if contract is None else str(contract),
+            )
 
     def knows(self, tx: str) -> bool:
         """Whether the server has the transaction, in a block or waiting for one."""
@@ -123,7 +179,14 @@ class Rpc:
         """Decoded logs of a contract's event from block `first` to the latest, in order."""
         last = self.block(None).number
         step = LOG_BLOCKS
+        questions = 0
         while first <= last:
+            questions += 1
+            if questions + (last - first) // LOG_BLOCKS > MAX_LOG_QUESTIONS:
+                raise LedgerError(
+                    f"the ledger at {self.host} has events of blocks {first} to {last} to tell, which takes "
+                    f"over {MAX_LOG_QUESTIONS} questions: use another RPC URL"
+                )
             try:
                 with self.asking("events"):
                     until = min(first + step - 1, last)

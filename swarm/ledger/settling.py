@@ -9,16 +9,17 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
 from swarm.errors import LedgerError, LedgerUnavailable
 from swarm.ledger import fees
 from swarm.ledger.broadcast import broadcast, signed
+from swarm.ledger.fees import Fees
 from swarm.ledger.queue_store import QueueStore, Row, Version
 from swarm.ledger.records import Block
-from swarm.ledger.rpc import Rpc
+from swarm.ledger.rpc import Receipt, Rpc
 
 if TYPE_CHECKING:
     from eth_account.signers.local import LocalAccount
@@ -61,8 +62,12 @@ class Settling:
         head = self._rpc.block(None)
         self._repeated = {number: block for number, block in self._repeated.items() if block == head.hash}
         watched = self._store.watched()
+        trouble: LedgerError | None = None
         if watched and head.hash != self._watched_at:
-            self._watch(watched, head)
+            try:
+                self._watch(watched, head)
+            except LedgerError as error:  # what is open is looked after all the same
+                trouble = error
         rows = self._store.unsettled()
         used = self._rpc.nonces_used(self._address) if rows else 0
         for row in rows:
@@ -71,8 +76,9 @@ class Settling:
             else:
                 self._keep_alive(row, head, first=row.nonce == used)
         self._store.prune()
-        if self._unanswered is not None:
-            raise self._unanswered
+        trouble = trouble or self._unanswered
+        if trouble is not None:
+            raise trouble
 
     def settle_if_mined(self, row: Row) -> Row | None:
         """The settled row if a version of it has a receipt, else None."""
@@ -100,22 +106,20 @@ class Settling:
             watch_until = head.number + REORG_BLOCKS
             self._store.save(replace(row, state="displaced", error=words, watch_until=watch_until))
 
-    def _settle(self, row: Row, version: Version, receipt: Any) -> Row:
-        with self._rpc.asking("a receipt"):
-            contract = receipt.get("contractAddress")
-            row = replace(
-                row,
-                state="mined" if int(receipt["status"]) == 1 else "reverted",
-                mined_tx=version.tx,
-                block_number=int(receipt["blockNumber"]),
-                block_hash=bytes(receipt["blockHash"]),
-                gas_used=int(receipt["gasUsed"]),
-                contract_address=None if contract is None else str(contract),
-                watch_until=int(receipt["blockNumber"]) + REORG_BLOCKS,
-                error=None,
-                stuck=None,
-                used_seen=None,
-            )
+    def _settle(self, row: Row, version: Version, receipt: Receipt) -> Row:
+        row = replace(
+            row,
+            state="mined" if receipt.succeeded else "reverted",
+            mined_tx=version.tx,
+            block_number=receipt.block_number,
+            block_hash=receipt.block_hash,
+            gas_used=receipt.gas_used,
+            contract_address=receipt.contract_address,
+            watch_until=receipt.block_number + REORG_BLOCKS,
+            error=None,
+            stuck=None,
+            used_seen=None,
+        )
         if row.state == "reverted":
             row = replace(row, error=self._why(row))
         log.info("transaction %s key=%r block=%d tx=%s", row.state, row.key, row.block_number, row.tx)
@@ -153,7 +157,8 @@ class Settling:
                 return
         age = time.time() - row.priced_at
         waited = age >= self._reprice_seconds or age < 0  # or the machine's clock was set back
-        if first and waited and head.number >= row.priced_block + REPRICE_BLOCKS:
+        blocks = head.number - row.priced_block
+        if first and waited and (blocks >= REPRICE_BLOCKS or blocks < -REORG_BLOCKS):  # or that was a lie
             self._check_chain()
             self._reprice(row, head)
 
@@ -172,16 +177,14 @@ class Settling:
 
     def _reprice(self, row: Row, head: Block) -> None:
         """Sign the row again with a higher offer, write that down, and broadcast it."""
-        payload = row.payload
-        affordable = (self._rpc.balance(self._address) - payload.value) // payload.gas
-        limit = min(fees.MAX_RAISE * row.versions[0].fees.max_fee, affordable)
-        market = fees.market(self._rpc, f"{row.key} by {self._address}")
-        offer = fees.raised(row.versions[-1].fees, market, limit)
         row = replace(row, priced_at=time.time(), priced_block=head.number)
-        if offer is None:
-            what = "the balance" if limit == affordable else f"{fees.MAX_RAISE} times the first offer"
-            words = f"no block takes it, and a higher fee is more than {what} of {self._address} allows"
-            self._store.save(replace(row, stuck=words))
+        payload = row.payload
+        try:
+            offer = self._better_offer(row)
+        except LedgerUnavailable:
+            raise
+        except LedgerError as error:
+            self._store.save(replace(row, stuck=f"no block takes it, and {error}"))
             return
         version = signed(self._rpc, self._account, payload, row.nonce, offer)
         row = self._store.save(replace(row, versions=[*row.versions, version], stuck=None))
@@ -190,6 +193,27 @@ class Settling:
         self._note(row, None if answer.error is None else str(answer.error))
         log.info("transaction re-priced key=%r max_fee=%d tx=%s", row.key, offer.max_fee, row.tx)
 
+    def _better_offer(self, row: Row) -> Fees:
+        """What to offer next for the row; `LedgerError` if that is more than we pay, or can."""
+        market = fees.market(self._rpc, f"{row.key} by {self._address}")
+        highest = fees.cap()
+        limits = {
+            (self._rpc.balance(self._address) - row.payload.value) // row.payload.gas: (
+                f"the balance of {self._address} allows"
+            ),
+            highest: f"{fees.MAX_FEE_VARIABLE} allows, which is {fees.in_gwei(highest)} gwei",
+            fees.MAX_RAISE * market.max_fee: f"{fees.MAX_RAISE} times what the market asks",
+        }
+        last = row.versions[-1].fees
+        offer = fees.raised(last, market, min(limits))
+        if offer is None:
+            raise LedgerError(f"a higher fee is more than {limits[min(limits)]}")
+        # No pool takes a replacement without a higher tip. Above our highest we follow the market but do not
+        # lead it: else an offer made on the word of a server that lied could never be mended.
+        if (offer.tip or 0) > fees.MAX_TIP_GWEI * fees.WEI_PER_GWEI and market.max_fee <= last.max_fee:
+            raise LedgerError(f"a higher tip is more than the {fees.MAX_TIP_GWEI} gwei that are paid")
+        return offer
+
     def _note(self, row: Row, error: str | None) -> Row:
         return row if row.error == error else self._store.save(replace(row, error=error))
 
@@ -197,17 +221,22 @@ class Settling:
 
     def _watch(self, rows: list[Row], head: Block) -> None:
         """See that settled rows are still in the chain; those that are not go back among the open."""
-        in_blocks = [row for row in rows if row.state != "displaced"]
-        if in_blocks:
-            highest = max(in_blocks, key=lambda row: row.block_number or 0)
-            found = self._rpc.block_hash(highest.block_number or 0)
+        in_blocks = [(row, row.block_number or 0) for row in rows if row.state != "displaced"]
+        reached = [(row, number) for row, number in in_blocks if number <= head.number]
+        # A server may be some blocks behind the one that gave the receipt; by more, one of them is wrong.
+        doubtful = [row for row, number in in_blocks if number > head.number + REORG_BLOCKS]
+        if reached:
+            highest, number = max(reached, key=lambda pair: pair[1])
+            found = self._rpc.block_hash(number)
             if found is None:
-                return  # this server is behind the one that gave the receipt
+                return  # so is the server that answered this
             if found != highest.block_hash:  # else all before it are in the chain too
-                self._check_chain()
-                for row in in_blocks:
-                    if self.settle_if_mined(row) is None:
-                        self._reopen(row, head)
+                doubtful += [row for row, _ in reached]
+        if doubtful:
+            self._check_chain()
+            for row in doubtful:
+                if self.settle_if_mined(row) is None:
+                    self._reopen(row, head)
         for row in rows:
             if row.state == "displaced":
                 self.settle_if_mined(row)  # a server that lagged may have misled us

@@ -7,14 +7,14 @@ says so, and nothing that it sends is ever signed. All it can do is to do nothin
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit, urlunsplit
 
 import msgspec
 
-from identity import Identity, registration_message
+from identity import Identity, registration_message, rotation_message
 from swarm.errors import LedgerError, LedgerUnavailable
 from swarm.ledger.account import Carried, wants_binding
 from swarm.ledger.client import LedgerClient, Progress
@@ -29,6 +29,7 @@ from swarm.ledger.relay_wire import (
     Registration,
     Reports,
     Request,
+    Rotation,
     WireReport,
     contract_call,
 )
@@ -39,8 +40,8 @@ if TYPE_CHECKING:
     from eth_account.signers.local import LocalAccount
 
 CONNECT_SECONDS, REQUEST_SECONDS = 5.0, 15.0
-REGISTER_SECONDS = 120.0  # ten blocks of the slowest chains in use
-FIRST_PAUSE, MAX_PAUSE = 0.05, 1.0  # seconds between looks at the ledger while registering, doubling
+REGISTER_SECONDS = 120.0  # or rotating; ten blocks of the slowest chains in use
+FIRST_PAUSE, MAX_PAUSE = 0.05, 1.0  # seconds between looks at the ledger while waiting for it, doubling
 ASK_SECONDS = 2.0  # between questions to the relay about one thing
 LINE_SECONDS = 3.0  # between lines of progress
 DOUBT_SECONDS = 120.0  # a relay that has not delivered by then is not the only one that is asked
@@ -110,15 +111,45 @@ class Sponsor:
             consent=registration_consent(self._account, chain_id, contract, identity.peer, binding),
         )
         what = f"the registration of {identity.peer_id}"
-        signed = self._ready(request)
+
+        def bound() -> bool:
+            return self._ledger.account_of(identity.peer) == address
+
         try:
-            answer = self._post("register", signed, what)
-            self._await_account(identity.peer, signed, what, answer, progress)
+            self._see_to("register", request, what, bound, progress)
         except ContractRefusal as refusal:
             if refusal.name == "AlreadyRegistered":
                 return False  # an earlier try, whose answer was lost, made it after all
             raise
         return True
+
+    def rotate(self, old: Identity, new: Identity, progress: Progress | None = None) -> None:
+        """Hand all that `old` has on this ledger to `new`; done before is success.
+
+        Returns when the ledger has it; `LedgerUnavailable` if not within two minutes.
+        """
+
+        def done() -> bool:
+            return self._ledger.successor_of(old.peer) == new.peer
+
+        if done():
+            return
+        chain_id, contract = self._ledger.chain_id, self._ledger.address
+        message = rotation_message(chain_id, _bytes(contract), old.peer, new.peer)
+        request = Rotation(
+            chain_id=chain_id,
+            contract=contract,
+            invite=self._invite,
+            old_modulus=old.public_key.modulus,
+            new_modulus=new.public_key.modulus,
+            old_signature=old.sign(message),
+            new_signature=new.sign(message),
+        )
+        try:
+            self._see_to("rotate", request, f"the rotation of {old.peer_id} to {new.peer_id}", done, progress)
+        except ContractRefusal:
+            if not done():  # else an earlier try, whose answer was lost, made it after all
+                raise
 
     def carry(self, peer: bytes, parcel: str, reports: Sequence[Report]) -> Carried:
         """See `Carrier`. One POST and nothing before it: the round may be about to end."""
@@ -199,35 +230,34 @@ class Sponsor:
     def _ready(self, request: Request) -> _Signed:
         return _Signed(msgspec.json.encode(request), contract_call(self._ledger, request))
 
-    def _await_account(
-        self,
-        peer: bytes,
-        signed: _Signed,
-        what: str,
-        answer: Answer,
-        progress: Progress | None,
+    def _see_to(
+        self, path: str, request: Request, what: str, done: Callable[[], bool], progress: Progress | None
     ) -> None:
+        """Ask the relay until it has promised, and return when the ledger says that it is `done`."""
+        signed, host = self._ready(request), self._relay.host
+        answer: Answer | None = None
         begun = time.monotonic()
-        ask_at, line_at, pause, trouble = begun + ASK_SECONDS, begun + LINE_SECONDS, FIRST_PAUSE, ""
+        ask_at, line_at, pause, trouble = begun, begun + LINE_SECONDS, FIRST_PAUSE, ""
         while True:
             try:
-                if self._ledger.account_of(peer) == str(self._account.address):
-                    return
                 if time.monotonic() >= ask_at:
                     ask_at = time.monotonic() + ASK_SECONDS
-                    answer = self._post("register", signed, what)
+                    answer = self._post(path, signed, what)
+                if answer is not None and done():
+                    return
                 trouble = ""
             except LedgerUnavailable as error:
                 trouble = f" ({error})"
             now = time.monotonic()
             if now > begun + REGISTER_SECONDS:
+                though = f", though the relay at {host} says {answer.state!r}" if answer else ""
                 raise LedgerUnavailable(
-                    f"{what}: not on the ledger after {REGISTER_SECONDS:.0f} s, though the relay at "
-                    f"{self._relay.host} says {answer.state!r}{trouble}"
+                    f"{what}: not on the ledger after {REGISTER_SECONDS:.0f} s{though}{trouble}"
                 )
             if progress is not None and now >= line_at:
-                tx = f" in {answer.tx}" if answer.tx else ""
-                progress(f"{what}: {answer.state} by the relay at {self._relay.host}{tx}{trouble}")
+                state = f"{answer.state} by the relay at {host}" if answer else "not promised yet"
+                tx = f" in {answer.tx}" if answer and answer.tx else ""
+                progress(f"{what}: {state}{tx}{trouble}")
                 line_at = now + LINE_SECONDS
             time.sleep(pause)
             pause = min(2 * pause, MAX_PAUSE)

@@ -43,6 +43,8 @@ LOCK_SECONDS = 10.0
 LOCK_POLL_SECONDS = 0.02
 FIRST_PAUSE, MAX_PAUSE = 0.02, 0.5  # seconds between looks while waiting, doubling
 NONCE_ATTEMPTS = 8
+NONCES_AHEAD = 64  # that others may have waiting beside us; geth's pool keeps as many for an account
+MAX_GAS = 60_000_000  # the blocks of Ethereum itself; nothing here needs a tenth of that
 GAS_MARGIN = 1.25  # a first report of a round writes new storage where the estimate may have seen old
 
 
@@ -254,7 +256,11 @@ class AccountQueue:
 
     def _build(self, function: Any, chain_id: int, action: str) -> Payload:
         with self._rpc.asking(action):
-            gas = int(function.estimate_gas({"from": self._address}) * GAS_MARGIN)
+            gas = int(self._rpc.number(function.estimate_gas({"from": self._address})) * GAS_MARGIN)
+            if gas > MAX_GAS:
+                raise LedgerError(
+                    f"the ledger at {self._rpc.host} asks {gas} gas for {action}: no block has room"
+                )
             # With all of these given, web3 asks the server for nothing more; fees and nonce come later.
             common = {"from": self._address, "nonce": 0, "gas": gas, "gasPrice": 0, "chainId": chain_id}
             built = function.build_transaction(common)
@@ -270,7 +276,14 @@ class AccountQueue:
     def _free_nonce(self, store: QueueStore, above: int) -> int:
         # A server may lag behind what is settled here, or have forgotten what is not; and where a transaction
         # from outside went away again, the hole is filled, or all after it would wait for ever.
-        nonce = max(self._rpc.nonces_used(self._address, pending=True), above + 1)
+        pending = self._rpc.nonces_used(self._address, pending=True)
+        used = self._rpc.nonces_used(self._address)
+        if pending > used + len(store.held_nonces(used)) + NONCES_AHEAD:
+            raise LedgerUnavailable(
+                f"the ledger at {self._rpc.host} says nonce {pending} is next for {self._address}, which has "
+                f"sent {used} transactions: nothing is sent on that word"
+            )
+        nonce = max(pending, above + 1)
         held = store.held_nonces(nonce)
         while nonce in held:
             nonce += 1

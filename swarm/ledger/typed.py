@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from eth_account.signers.local import LocalAccount
 
 SIGNATURE_BYTES = 65  # r, s, v
+_ORDER = 0xFFFFFFFF_FFFFFFFF_FFFFFFFF_FFFFFFFE_BAAEDCE6_AF48A03B_BFD25E8C_D0364141  # of secp256k1
 
 
 def _members(*members: str) -> list[dict[str, str]]:
@@ -79,6 +80,12 @@ def signer_of_bootnode(
     return _signer(_bootnode(chain_id, contract, peer, multiaddr, announced_at), signature)
 
 
+def is_signature(signature: bytes) -> bool:
+    """Whether these bytes could be somebody's signature, of the one form that the contract takes."""
+    r, s = int.from_bytes(signature[:32], "big"), int.from_bytes(signature[32:64], "big")
+    return len(signature) == SIGNATURE_BYTES and signature[64] in (27, 28) and 0 < r < _ORDER > 2 * s > 0
+
+
 def _registration(chain_id: int, contract: str, peer: bytes, binding: int) -> SignableMessage:
     return _message(chain_id, contract, _REGISTRATION, {"peer": peer, "binding": binding})
 
@@ -118,7 +125,7 @@ def _signer(message: SignableMessage, signature: bytes) -> str | None:
     from eth_account import Account
     from eth_keys.exceptions import BadSignature, ValidationError
 
-    if len(signature) != SIGNATURE_BYTES:
+    if not is_signature(signature):
         return None
     try:
         return str(Account.recover_message(message, signature=signature))

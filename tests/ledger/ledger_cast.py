@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from dataclasses import dataclass
 
 from eth_account import Account
@@ -11,6 +12,7 @@ from eth_account.signers.local import LocalAccount
 from swarm.ledger.client import LedgerClient, Report
 from swarm.ledger.devnet import Devnet
 
+SETTLE_SECONDS = 10
 ROUND_SECONDS = 1000  # long beside the tests' own seconds, which the chain's clock also counts
 
 
@@ -24,8 +26,18 @@ class Chain:
     def time(self) -> int:
         return int(self.devnet.call("eth_getBlockByNumber", "latest", False)["timestamp"], 16)
 
+    def settle(self) -> None:
+        """Wait until what was sent is in a block: anvil answers first and mines in a moment."""
+        if not self.devnet.call("anvil_getAutomine"):
+            return
+        deadline = time.monotonic() + SETTLE_SECONDS
+        while int(self.devnet.call("txpool_status")["pending"], 16):
+            assert time.monotonic() < deadline, "a transaction stays in the pool"
+            time.sleep(0.005)
+
     def mine_at(self, timestamp: int) -> bytes:
-        """Make one block with this timestamp; its hash."""
+        """Make one block with this timestamp, after what was sent before; its hash."""
+        self.settle()
         self.devnet.call("evm_setNextBlockTimestamp", timestamp)
         self.devnet.call("evm_mine")
         return bytes.fromhex(self.devnet.call("eth_getBlockByNumber", "latest", False)["hash"][2:])

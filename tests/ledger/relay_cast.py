@@ -22,12 +22,13 @@ from eth_account import Account
 from eth_account.signers.local import LocalAccount
 from ledger_cast import Chain, make_report
 
-from identity import Identity, registration_message
+from identity import Identity, registration_message, rotation_message
 from swarm.ledger import typed
 from swarm.ledger.client import LedgerClient, Report
-from swarm.ledger.relay import Quotas, RelayOptions
+from swarm.ledger.relay import RelayOptions
+from swarm.ledger.relay_rules import Quotas
 from swarm.ledger.relay_server import serve_relay
-from swarm.ledger.relay_wire import Bootnode, Registration, Reports, WireReport
+from swarm.ledger.relay_wire import Bootnode, Registration, Reports, Rotation, WireReport, contract_call
 
 WAIT_SECONDS = 20.0
 
@@ -253,11 +254,28 @@ class Guest:
         )
         self._send(chain, function)
 
+    def rotate(self, chain: Chain, new: Identity) -> None:
+        """Past any relay."""
+        self._send(chain, contract_call(self.ledger, self.rotation(new)))
+
     def _send(self, chain: Chain, function: Any) -> None:
         payer = chain.funded_account()
         gas = {"from": payer.address, "nonce": 0, "gas": 1_000_000, "gasPrice": 10**10}
         built = function.build_transaction(gas | {"chainId": self.ledger.chain_id})
         self.ledger.rpc.web3.eth.send_raw_transaction(payer.sign_transaction(built).raw_transaction)
+
+    def rotation(self, new: Identity, **other: Any) -> Rotation:
+        chain_id, contract = self.ledger.chain_id, self.ledger.address
+        message = rotation_message(chain_id, bytes.fromhex(contract[2:]), self.identity.peer, new.peer)
+        fields: dict[str, Any] = {
+            "chain_id": chain_id,
+            "contract": contract,
+            "old_modulus": self.identity.public_key.modulus,
+            "new_modulus": new.public_key.modulus,
+            "old_signature": self.identity.sign(message),
+            "new_signature": new.sign(message),
+        }
+        return Rotation(**(fields | other))
 
     @property
     def balance(self) -> int:

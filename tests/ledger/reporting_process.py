@@ -30,7 +30,7 @@ def report(rpc_url: str, address: str, secret: str, folder: Path, rounds: int) -
     ledger = clock.another()
     machine_dir = Path(os.environ["SWARM_MACHINE_DIR"])
     carrier = LedgerAccount(ledger, Account.from_key(secret), machine_dir)
-    with Outbox(deliveries, ledger, carrier, identity, window=63) as outbox:
+    with Outbox(deliveries, ledger, carrier, identity, clock.now, window=63) as outbox:
         known = {delivery.round for delivery in deliveries.all()}
         while len(known) < rounds or deliveries.open():
             now = clock.rpc.block(None).timestamp

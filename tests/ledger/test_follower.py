@@ -11,6 +11,7 @@ import msgspec
 import pytest
 
 from swarm.ledger.client import LedgerClient
+from swarm.ledger.devnet import Devnet
 from swarm.ledger.follower import Follower
 
 WAIT_SECONDS = 30
@@ -21,15 +22,17 @@ class Proxy:
 
     def __init__(self, url: str) -> None:
         self.spoil = None  # a function of the handler that answers, instead of the chain
-        host = url.removeprefix("http://")
+        self.choose = None  # a function of the request that gives such a one
+        self.url_of_chain = url
         proxy = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
             def do_POST(self):
                 body = self.rfile.read(int(self.headers["Content-Length"]))
-                if proxy.spoil is not None:
-                    return proxy.spoil(self)
-                chain = http.client.HTTPConnection(host)
+                spoil = proxy.choose(body) if proxy.choose else proxy.spoil
+                if spoil is not None:
+                    return spoil(self)
+                chain = http.client.HTTPConnection(proxy.url_of_chain.removeprefix("http://"))
                 chain.request("POST", "/", body, {"Content-Type": "application/json"})
                 self.answer(200, chain.getresponse().read())
 
@@ -89,6 +92,10 @@ def follow(ledger, proxy):
         follower.stop()
 
 
+def limits_calls_of_contracts(body: bytes):
+    return limits_by_message if b"eth_call" in body else None
+
+
 def in_a_moment(follower, seconds=0.3):
     return follower.now() + seconds
 
@@ -117,8 +124,11 @@ def test_a_ledger_that_is_away_is_one_line_and_is_caught_up_with(follow, ledger,
     while (seen := follower.await_round(3, in_a_moment(follower))) is None:
         assert time.monotonic() < deadline
     assert seen.beacon == third
+    while "ledger back" not in caplog.text:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
     assert [r.levelno for r in caplog.records] == [logging.WARNING, logging.INFO]
-    assert "rounds of our own" in caplog.text and "ledger back" in caplog.text
+    assert "rounds of our own" in caplog.text
 
 
 def test_a_ledger_that_hangs_holds_nobody_up(follow, ledger, chain, proxy):
@@ -138,6 +148,40 @@ def test_a_ledger_that_hangs_holds_nobody_up(follow, ledger, chain, proxy):
     assert follower.await_round(3, before + 0.5) is None  # and not only after the request's ten seconds
     assert before + 0.5 <= follower.now() < before + 5
     release.set()
+
+
+def test_a_server_that_refuses_only_some_calls_is_one_line_and_asked_less_and_less(
+    follow, ledger, chain, proxy, caplog
+):
+    caplog.set_level("INFO", "swarm.ledger")
+    follower = follow()
+    chain.enter(ledger, 2)
+    assert follower.await_round(2, in_a_moment(follower, WAIT_SECONDS)) is not None
+    asked = []
+    proxy.choose = lambda body: asked.append(body) or limits_calls_of_contracts(body)
+    chain.enter(ledger, 3)
+    assert follower.await_round(3, in_a_moment(follower, 4)) is None
+    assert [r.levelno for r in caplog.records] == [logging.WARNING]
+    assert len(asked) < 60
+
+
+def test_a_look_at_another_chain_moves_neither_clock_nor_round(follow, ledger, chain, proxy):
+    follower = follow()
+    chain.enter(ledger, 2)
+    assert follower.await_round(2, in_a_moment(follower, WAIT_SECONDS)) is not None
+    with Devnet(block_seconds=None, chain_id=4242) as other:
+        other.call("evm_setNextBlockTimestamp", ledger.genesis + 50 * ledger.round_seconds)
+        other.call("evm_mine")
+        proxy.url_of_chain = other.rpc_url
+        assert follower.await_round(3, in_a_moment(follower, 2)) is None
+        assert "wrong chain" in follower.trouble
+        assert follower.now() < ledger.genesis + 3 * ledger.round_seconds
+    proxy.url_of_chain = chain.devnet.rpc_url
+    third = chain.enter(ledger, 3)
+    deadline = time.monotonic() + WAIT_SECONDS
+    while (seen := follower.await_round(3, in_a_moment(follower))) is None:
+        assert time.monotonic() < deadline, follower.trouble
+    assert seen.beacon == third
 
 
 def test_another_chain_is_not_believed(follow, ledger, chain):

@@ -307,7 +307,7 @@ def test_rotation_hands_over_once(ledger, chain, identities, machine_dir):
     account = LedgerAccount(ledger, chain.funded_account(), machine_dir)
     account.register(identities[0])
     account.carry(identities[0].peer, "0-0x1", [make_report(0)])
-    account.follow()
+    chain.settle()
     for _ in range(2):  # again, as after a crash
         account.rotate(identities[0], identities[1])
     assert ledger.successor_of(identities[0].peer) == identities[1].peer
@@ -323,6 +323,7 @@ def test_bootnode_that_was_announced_is_listed_until_it_expires(ledger, chain, i
     account = LedgerAccount(ledger, chain.funded_account(), machine_dir)
     account.register(identities[0])
     account.announce_bootnode(identities[0].peer, "/ip4/127.0.0.1/tcp/1")
+    chain.settle()
     multiaddr, expires_at = ledger.bootnode_of(identities[0].peer)
     assert ledger.bootnodes() == [multiaddr] == ["/ip4/127.0.0.1/tcp/1"]
     chain.mine_at(expires_at + 1)
@@ -335,6 +336,7 @@ def test_storage_says_when_a_round_was_reported(ledger, chain, identities, machi
     for number in range(3):
         chain.enter(ledger, number + 1)
         account.carry(identities[0].peer, str(number), [make_report(number)])
+    chain.settle()
     entry = ledger.entry(identities[0].peer, 1)
     assert (entry.reward_micros, entry.late_rounds) == (make_report(1).reward_micros, 1)
     assert entry.block_number == ledger.find_report(identities[0].peer, 1).block_number

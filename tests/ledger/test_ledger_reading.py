@@ -18,22 +18,29 @@ def account(ledger, chain, identities, machine_dir):
     return account
 
 
-def send(account, identity, number, **content):
-    carried = account.carry(identity.peer, f"{number} {content}", [make_report(number, **content)])
-    account.follow()
-    return carried.tx
+@pytest.fixture
+def send(account, chain):
+    """Reports a round and waits for the block."""
+
+    def act(identity, number, **content):
+        account.carry(identity.peer, f"{number} {content}", [make_report(number, **content)])
+        chain.settle()
+
+    return act
 
 
-def test_a_report_comes_back_as_it_was_sent(account, ledger, identities):
+def test_a_report_comes_back_as_it_was_sent(account, ledger, chain, identities):
     report = make_report(0)
     carried = account.carry(identities[0].peer, "0", [report])
+    chain.settle()
     (found,) = ledger.reports()
     assert all(getattr(found, name) == getattr(report, name) for name in report.__struct_fields__)
     assert (found.peer, found.tx, found.late) == (identities[0].peer, carried.tx, False)
 
 
-def test_a_parcel_is_sent_once(account, ledger, identities):
+def test_a_parcel_is_sent_once(account, ledger, chain, identities):
     first = account.carry(identities[0].peer, "0", [make_report(0)])
+    chain.settle()
     account.follow()
     again = account.carry(identities[0].peer, "0", [make_report(0)])
     assert (first.tx, again.state) == (again.tx, "mined")
@@ -42,12 +49,12 @@ def test_a_parcel_is_sent_once(account, ledger, identities):
         account.carry(identities[0].peer, "another", [make_report(0)])
 
 
-def test_totals_are_the_sums_of_the_reports(account, ledger, chain, identities):
+def test_totals_are_the_sums_of_the_reports(send, ledger, chain, identities):
     chain.enter(ledger, 300)
     for number, (who, round) in enumerate([(0, 300), (1, 300), (0, 299), (1, 290), (1, 289)]):
-        send(account, identities[who], round, reward_micros=10**number)
+        send(identities[who], round, reward_micros=10**number)
     chain.enter(ledger, 301)
-    send(account, identities[0], 301, reward_micros=700_000)
+    send(identities[0], 301, reward_micros=700_000)
     reports = ledger.reports()
     assert [report.reward_micros for report in reports] == [1, 10, 100, 1000, 10000, 700_000]
     for record in ledger.leaderboard():
@@ -63,13 +70,13 @@ def test_totals_are_the_sums_of_the_reports(account, ledger, chain, identities):
     assert ledger.reports(from_round=400) == []
 
 
-def test_active_counts_the_on_time_reporters_two_rounds_before(account, ledger, chain, identities):
+def test_active_counts_the_on_time_reporters_two_rounds_before(send, ledger, chain, identities):
     chain.enter(ledger, 5)
-    send(account, identities[0], 5)
-    send(account, identities[1], 5)
+    send(identities[0], 5)
+    send(identities[1], 5)
     chain.enter(ledger, 7)
     assert ledger.active(7) == 2
-    send(account, identities[2], 5)  # late: a count that still grew would split the cells
+    send(identities[2], 5)  # late: a count that still grew would split the cells
     assert ledger.active(7) == 2
     reader = LedgerClient(chain.devnet.rpc_url, ledger.address)
     assert [reader.active(round) for round in (0, 1, 2, 7, 8)] == [0, 0, 0, 2, 0]

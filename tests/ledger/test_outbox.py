@@ -157,11 +157,12 @@ class Desk:
 
     def __init__(self, chain, ledger, identity, machine_dir, folder, window=32) -> None:
         self.account = chain.funded_account()
+        self.chain = chain
         self.ledger = ledger
         self.identity = identity
         self.carrier = LedgerAccount(ledger, self.account, machine_dir)
         self.deliveries = Deliveries(folder / "outbox.sqlite")
-        self.outbox = Outbox(self.deliveries, ledger, self.carrier, identity, window)
+        self.outbox = Outbox(self.deliveries, ledger, self.carrier, identity, lambda: chain.time, window)
 
     def states(self) -> dict[int, str]:
         return {delivery.round: delivery.state for delivery in self.deliveries.all()}
@@ -169,6 +170,7 @@ class Desk:
     def deliver(self, passes: int = 1) -> dict[int, str]:
         for _ in range(passes):
             self.outbox.deliver()
+            self.chain.settle()
         return self.states()
 
 
@@ -237,7 +239,7 @@ def test_report_that_a_lost_outbox_sent_already_is_found_on_the_ledger(desk, cha
     desk.deliver(2)
     with contextlib.closing(Deliveries(tmp_path / "new" / "outbox.sqlite")) as fresh:
         carrier = LedgerAccount(desk.ledger, desk.account, tmp_path / "new machine")
-        outbox = Outbox(fresh, desk.ledger, carrier, desk.identity, 32)
+        outbox = Outbox(fresh, desk.ledger, carrier, desk.identity, desk.ledger.now, 32)
         outbox.put(make_report(0))
         outbox.deliver()
         (delivery,) = fresh.all()
@@ -250,7 +252,7 @@ def test_another_report_of_the_round_on_the_ledger_means_that_a_copy_runs(desk, 
     desk.deliver(2)
     with contextlib.closing(Deliveries(tmp_path / "copy" / "outbox.sqlite")) as copy:
         carrier = LedgerAccount(desk.ledger, desk.account, tmp_path / "copy")
-        outbox = Outbox(copy, desk.ledger, carrier, desk.identity, 32)
+        outbox = Outbox(copy, desk.ledger, carrier, desk.identity, desk.ledger.now, 32)
         outbox.put(make_report(0, note=b"another"))
         outbox.deliver()
         (delivery,) = copy.all()
@@ -264,7 +266,9 @@ def test_unregistered_peer_is_registered_on_the_way(chain, ledger, identities, m
         assert desk.deliver(3) == {0: "mined"}
 
 
-def test_report_that_the_chain_takes_back_is_sent_again(desk, chain):
+def test_report_that_the_chain_takes_back_is_sent_again(desk, chain, monkeypatch):
+    monkeypatch.setattr("swarm.ledger.outbox.MISSING_SECONDS", 0.0)
+    monkeypatch.setattr("swarm.ledger.outbox.WATCH_SECONDS", 0.0)
     desk.outbox.put(make_report(0))
     desk.deliver(2)
     chain.devnet.call("anvil_reorg", 1, [])
@@ -310,7 +314,7 @@ def test_ledger_that_is_away_is_one_warning_and_everything_goes_out_when_it_is_b
     away.assume_time(chain.time)
     with contextlib.closing(Deliveries(tmp_path / "outbox.sqlite")) as deliveries:
         carrier = LedgerAccount(away, account, machine_dir)
-        outbox = Outbox(deliveries, away, carrier, identities[2], 32)
+        outbox = Outbox(deliveries, away, carrier, identities[2], away.now_without_asking, 32)
         outbox.put(make_report(0))
         outbox.put(make_report(1))
         for _ in range(3):
@@ -321,10 +325,34 @@ def test_ledger_that_is_away_is_one_warning_and_everything_goes_out_when_it_is_b
         assert [delivery.state for delivery in deliveries.all()] == ["queued", "queued"]
         chain.enter(ledger, 1)
         back = ledger.another()
-        outbox = Outbox(deliveries, back, LedgerAccount(back, account, machine_dir), identities[2], 32)
+        outbox = Outbox(
+            deliveries, back, LedgerAccount(back, account, machine_dir), identities[2], ledger.now, 32
+        )
         outbox.deliver()
         outbox.deliver()
         assert [delivery.state for delivery in deliveries.all()] == ["mined", "mined"]
+
+
+def test_reports_that_nobody_can_take_any_more_fail_in_the_end(desk, chain, machine_dir):
+    other = LedgerAccount(desk.ledger, chain.funded_account(), machine_dir)
+    other.register(desk.identity, move=True)
+    desk.outbox.put(make_report(0))
+    chain.enter(desk.ledger, 10)
+    with pytest.raises(ContractRefusal, match="NotPeersAccount"):
+        desk.deliver()
+    chain.enter(desk.ledger, 40)
+    assert desk.deliver() == {0: "failed"}
+
+
+def test_outbox_that_cannot_be_written_is_a_ledger_error_and_goes_on_later(desk, monkeypatch):
+    desk.outbox.put(make_report(0))
+    database = desk.deliveries._db
+    database.execute("PRAGMA query_only = ON")  # as on a full disk: every write fails
+    with pytest.raises(LedgerError, match="cannot be used"):
+        desk.outbox.put(make_report(1))
+    assert desk.outbox._attempt() > 0  # no exception: the thread lives on
+    database.execute("PRAGMA query_only = OFF")
+    assert desk.deliver(2) == {0: "mined"}
 
 
 def test_another_chain_at_the_same_url_is_noticed(ledger, tmp_path):

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import itertools
 import json
 import logging
 import signal
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
@@ -22,16 +25,18 @@ from relay_cast import Guest, RelayProcess, RunningRelay, eventually, lying_rela
 
 from identity import Identity, IdentityError
 from swarm.errors import LedgerError, LedgerUnavailable, UsageError
-from swarm.ledger import relay_server, sponsor, typed
+from swarm.ledger import relay_budget, relay_sending, relay_server, sponsor, typed
 from swarm.ledger.client import LedgerClient
 from swarm.ledger.deliveries import Deliveries
 from swarm.ledger.outbox import Outbox
 from swarm.ledger.refusals import ContractRefusal, artifact
-from swarm.ledger.relay import Quotas
+from swarm.ledger.relay import Relay
 from swarm.ledger.relay_invites import Invites
+from swarm.ledger.relay_rules import Quotas
 from swarm.ledger.relay_store import RelayStore
-from swarm.ledger.relay_wire import content_digest
+from swarm.ledger.relay_wire import Answer, content_digest
 from swarm.ledger.sponsor import Sponsor
+from swarm.ledger.transactions import AccountQueue, Submitted
 
 needs_bootnodes = pytest.mark.skipif(
     "announceBootnodeFor" not in str(artifact("SwarmCoordinator")["abi"]),
@@ -100,12 +105,11 @@ def test_the_outbox_delivers_through_a_relay(
     carrier = Sponsor(client, relay.url, guest.account)
     carrier.register(guest.identity)
     chain.enter(guest.ledger, 2)
-    with Outbox(deliveries, client, carrier, guest.identity, window=4) as outbox:
+    with Outbox(deliveries, client, carrier, guest.identity, lambda: chain.time, window=4) as outbox:
         outbox.put(make_report(1))
         outbox.put(make_report(2))
         assert outbox.drain(20) == 0
-    assert [delivery.state for delivery in deliveries.all()] == ["mined", "mined"]
-    deliveries.close()
+        assert [delivery.state for delivery in deliveries.all()] == ["mined", "mined"]
 
 
 def test_posting_again_pays_once(guest: Guest, relay: RunningRelay, chain: Chain) -> None:
@@ -477,6 +481,300 @@ def test_bootnodes_are_counted(guest: Guest, chain: Chain, tmp_path: Path) -> No
             carrier.announce_bootnode(guest.identity.peer, "/ip4/10.0.0.2/tcp/1")
 
 
+# ---- what it costs ----
+
+
+def test_late_reports_are_counted(guest: Guest, chain: Chain, tmp_path: Path) -> None:
+    guest.register(chain)
+    chain.enter(guest.ledger, 5)
+    account, quotas = chain.funded_account(), Quotas(late_reports_per_day=2)
+    with running_relay(guest.ledger, account, tmp_path, quotas=quotas) as relay:
+        assert relay.post("reports", guest.reports(0, 1, 2)).status_code == 429
+        assert relay.post("reports", guest.reports(0, 1)).status_code == 202
+    with running_relay(guest.ledger, account, tmp_path, quotas=quotas) as relay:  # it remembers
+        answer = relay.post("reports", guest.reports(2))
+        assert answer.status_code == 429
+        assert "2 late reports of this peer a day" in answer.json()["error"]
+        assert "00:00 UTC" in answer.json()["error"]
+        assert relay.post("reports", guest.reports(5)).status_code == 202
+        eventually(on_ledger(guest, 0, 1, 5), "the others")
+
+
+def test_what_a_day_costs_is_limited(
+    ledger: LedgerClient, identities: list[Identity], chain: Chain, tmp_path: Path
+) -> None:
+    guests = [Guest.new(ledger, identity) for identity in identities]
+    account = chain.funded_account()
+    with running_relay(ledger, account, tmp_path) as relay:
+        assert relay.post("register", guests[0].registration()).status_code == 202
+        spent = relay.info()["ether_today"]
+        assert relay.info()["quotas"]["ether_per_day"] == 0.1 and 0 < spent < 0.05
+        eventually(lambda: relay.spent[0] == 1, "it is sent")
+        assert 10 - relay.spent[1] / 10**18 <= spent
+    with running_relay(ledger, account, tmp_path, quotas=Quotas(ether_per_day=1.2 * spent)) as relay:
+        assert relay.info()["ether_today"] == spent
+        answer = relay.post("register", guests[1].registration())
+        assert answer.status_code == 429 and answer.json()["code"] == "quota"
+        assert "ether of gas a day; the next day begins at 00:00 UTC" in answer.json()["error"]
+        assert relay.spent[0] == 1
+
+
+def test_what_is_promised_counts_as_spent(
+    ledger: LedgerClient, identities: list[Identity], slow_chain: Chain, tmp_path: Path
+) -> None:
+    first, second, _ = (Guest.new(ledger, identity) for identity in identities)
+    account, quotas = slow_chain.funded_account(), Quotas(min_balance_ether=10.0)
+    with running_relay(ledger, account, tmp_path, quotas=quotas) as relay:
+        assert relay.info()["accepting"]
+        assert relay.post("register", first.registration()).status_code == 202
+        assert not relay.info()["accepting"]
+        answer = relay.post("register", second.registration())
+        assert answer.status_code == 503 and "stops below 10" in answer.json()["error"]
+
+
+def test_relay_promises_nothing_it_cannot_pay(guest: Guest, chain: Chain, tmp_path: Path) -> None:
+    account = Account.create()
+    chain.devnet.call("anvil_setBalance", account.address, hex(10**12))
+    with running_relay(guest.ledger, account, tmp_path, quotas=Quotas(min_balance_ether=0)) as relay:
+        answer = relay.post("register", guest.registration())
+        assert answer.status_code == 503 and "0.0000 ether left and this may cost" in answer.json()["error"]
+        assert relay.post("register", guest.registration()).status_code == 503
+
+
+def test_requests_under_way_are_limited(
+    ledger: LedgerClient,
+    identities: list[Identity],
+    slow_chain: Chain,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(relay_budget, "MAX_UNDER_WAY", 1)
+    first, second, _ = (Guest.new(ledger, identity) for identity in identities)
+    with running_relay(ledger, slow_chain.funded_account(), tmp_path) as relay:
+        assert relay.post("register", first.registration()).status_code == 202
+        eventually(lambda: _pending(slow_chain) == 1, "it is sent")
+        answer = relay.post("register", second.registration())
+        assert answer.status_code == 503 and "busy with 1 requests" in answer.json()["error"]
+        slow_chain.devnet.call("evm_mine")
+        eventually(lambda: relay.post("register", second.registration()).status_code == 202, "there is room")
+
+
+# ---- one request is in no other's way ----
+
+
+@pytest.mark.parametrize("trouble", [LedgerError("no funds"), LedgerUnavailable("HTTP 413"), ValueError("x")])
+def test_request_that_cannot_be_sent_holds_up_no_other(
+    guest: Guest,
+    identities: list[Identity],
+    chain: Chain,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    trouble: Exception,
+) -> None:
+    guest.register(chain)
+    second = Guest.new(guest.ledger, identities[1])
+    second.register(chain)
+    stuck, send = guest.reports(0), AccountQueue.submit
+
+    def submit(queue: AccountQueue, key: str, function: object) -> Submitted:
+        if content_digest(stuck) in key:
+            raise trouble
+        return send(queue, key, function)
+
+    monkeypatch.setattr(AccountQueue, "submit", submit)
+    monkeypatch.setattr(relay_sending, "HELD_UP_SECONDS", 0.1)
+    monkeypatch.setattr(relay_sending, "FOLLOW_SECONDS", 0.1)
+    monkeypatch.setattr(relay_server, "MAX_BACKOFF", 0.1)
+    monkeypatch.setattr(relay_server, "FIRST_BACKOFF", 0.1)
+    with running_relay(guest.ledger, chain.funded_account(), tmp_path) as relay:
+        assert relay.post("reports", stuck).status_code == 202
+        assert relay.post("reports", second.reports(0)).status_code == 202
+        state = eventually(
+            lambda: relay.post("reports", second.reports(0)).status_code == 200, "the other one is followed"
+        )
+        assert state and relay.post("reports", stuck).json()["state"] == "accepted"
+        monkeypatch.undo()
+        eventually(on_ledger(guest, 0), "the first one, once it can be sent")
+
+
+def test_numbers_that_cannot_be_do_not_end_it(
+    guest: Guest, relay: RunningRelay, chain: Chain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guest.register(chain)
+    lies: list[str] = []
+
+    def lie(queue: AccountQueue, key: str) -> Submitted:
+        lies.append(key)
+        return Submitted(key, 0, "0x" + "ab" * 32, "mined", 2**70, 1, None, None)
+
+    monkeypatch.setattr(AccountQueue, "state", lie)
+    monkeypatch.setattr(relay_server, "FIRST_BACKOFF", 0.02)
+    monkeypatch.setattr(relay_sending, "FOLLOW_SECONDS", 0.02)
+    assert relay.post("reports", guest.reports(0)).status_code == 202
+    eventually(lambda: len(lies) > 2, "the relay goes on")
+    monkeypatch.undo()
+    eventually(lambda: relay.post("reports", guest.reports(0)).status_code == 200, "it is mined")
+
+
+def test_store_reports_numbers_that_do_not_fit(tmp_path: Path) -> None:
+    store = RelayStore(tmp_path / "relay.sqlite")
+    with pytest.raises(LedgerError, match="cannot be written"):
+        store.settle(2**70)
+    with pytest.raises(LedgerError, match="cannot be read"):
+        store.round(b"peer", 2**70)
+    store.close()
+
+
+def test_each_client_has_a_share(guest: Guest, relay: RunningRelay, monkeypatch: pytest.MonkeyPatch) -> None:
+    entered, go_on = threading.Semaphore(0), threading.Event()
+
+    def take(*_: object) -> Answer:
+        entered.release()
+        assert go_on.wait(20)
+        return Answer("accepted")
+
+    client = ["greedy"]
+    monkeypatch.setattr(relay_server, "_client", lambda _: client[0])
+    monkeypatch.setattr(Relay, "take", take)
+    request = guest.registration()
+    with ThreadPoolExecutor(8) as pool:
+        try:
+            waiting = [pool.submit(relay.post, "register", request)]
+            assert entered.acquire(timeout=20)
+            waiting += [pool.submit(relay.post, "register", request) for _ in range(5)]
+            refused = [post.result() for post in itertools.islice(as_completed(waiting, 20), 2)]
+            assert [answer.status_code for answer in refused] == [503, 503]
+            assert "other requests from greedy" in refused[0].json()["error"]
+            client[0] = "modest"
+            other = pool.submit(relay.post, "register", request)
+        finally:
+            go_on.set()
+        assert other.result().status_code == 202
+        assert sorted(post.result().status_code for post in waiting) == [202] * 4 + [503] * 2
+
+
+def test_what_nobody_signed_waits_for_no_ledger(
+    guest: Guest, relay: RunningRelay, identities: list[Identity], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Relay, "take", lambda *_: pytest.fail("it was queued"))
+    high_s = guest.reports(0).signature[:32] + b"\xee" * 32 + b"\x1b"
+    for path, request in [
+        ("reports", guest.reports(0, signature=bytes(65))),
+        ("reports", guest.reports(0, signature=high_s)),
+        ("bootnode", guest.bootnode("/ip4/1.2.3.4", 5, signature=bytes(64) + b"\x1b")),
+        ("register", guest.registration(consent=bytes(65))),
+        ("register", guest.registration(proof=bytes(256))),
+        ("rotate", guest.rotation(identities[1], old_signature=bytes(256))),
+        ("rotate", guest.rotation(identities[1], new_signature=bytes(256))),
+        ("rotate", guest.rotation(identities[1], new_modulus=identities[2].public_key.modulus)),
+        ("rotate", guest.rotation(identities[1], new_modulus=bytes(256))),
+    ]:
+        answer = relay.post(path, request)
+        assert answer.status_code == 400 and answer.json()["code"] == "request"
+
+
+def test_ipv6_clients_are_counted_by_site() -> None:
+    name = relay_server._client
+    assert name("2001:db8:1:2::3") == name("2001:db8:1:ffff::4") == "2001:db8:1::/48"
+    assert name("::ffff:10.0.0.1") == name("10.0.0.1") == "10.0.0.1"
+
+
+def test_registering_waits_for_a_busy_relay(
+    guest: Guest, chain: Chain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sponsor, "ASK_SECONDS", 0.05)
+    asked: list[int] = []
+
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        asked.append(1)
+        if len(asked) < 3:
+            return _say(503, b'{"code": "unavailable", "error": "the relay is busy"}')(handler)
+        if len(asked) == 3:
+            guest.register(chain)
+        return _say(202, b'{"state": "sent"}')(handler)
+
+    with lying_relay(answer) as url:
+        assert Sponsor(guest.ledger.another(), url, guest.account).register(guest.identity) is True
+    assert len(asked) >= 3
+
+
+# ---- rotation ----
+
+
+def test_peer_without_gas_rotates(
+    guest: Guest, relay: RunningRelay, identities: list[Identity], chain: Chain
+) -> None:
+    carrier, new = sponsored(guest, relay), identities[1]
+    with pytest.raises(ContractRefusal) as unregistered:
+        carrier.rotate(guest.identity, new)
+    assert unregistered.value.name == "NotRegistered"
+
+    carrier.register(guest.identity)
+    carrier.rotate(guest.identity, new)
+    assert guest.ledger.successor_of(guest.identity.peer) == new.peer
+    assert guest.ledger.account_of(new.peer) == guest.account.address
+    spent = relay.spent
+    carrier.rotate(guest.identity, new)
+    assert relay.spent == spent
+    with pytest.raises(ContractRefusal) as retired:
+        carrier.rotate(guest.identity, identities[2])
+    assert retired.value.name == "Retired"
+    heir = Guest(guest.ledger, new, guest.account)
+    sponsored(heir, relay).carry(new.peer, "0", [make_report(0)])
+    eventually(on_ledger(heir, 0), "a report of the new peer")
+    assert guest.balance == 0
+
+
+def test_rotation_made_by_a_try_whose_answer_was_lost(
+    guest: Guest, identities: list[Identity], chain: Chain
+) -> None:
+    guest.register(chain)
+    new = identities[1]
+
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        if guest.ledger.another().successor_of(guest.identity.peer) is None:
+            guest.rotate(chain, new)
+        _say(409, b'{"code": "contract", "error": "Retired"}')(handler)
+
+    with lying_relay(answer) as url:
+        Sponsor(guest.ledger.another(), url, guest.account).rotate(guest.identity, new)
+
+
+def test_rotations_are_counted_for_the_successor_too(
+    guest: Guest, identities: list[Identity], chain: Chain, tmp_path: Path
+) -> None:
+    guest.register(chain)
+    with running_relay(
+        guest.ledger, chain.funded_account(), tmp_path, quotas=Quotas(rotations_per_day=1)
+    ) as relay:
+        carrier = sponsored(guest, relay)
+        carrier.rotate(guest.identity, identities[1])
+        with pytest.raises(LedgerError, match="1 rotations of this peer a day"):
+            carrier.rotate(identities[1], identities[2])
+
+
+def test_membership_passes_to_the_successor(
+    guest: Guest, identities: list[Identity], chain: Chain, tmp_path: Path
+) -> None:
+    invites = tmp_path / "invites"
+    invites.write_text("welcome-one 1")
+    invites.chmod(0o600)
+    account, home, (old, new, _) = chain.funded_account(), tmp_path / "relay", identities
+    guest.register(chain)
+    heir = Guest(guest.ledger, new, guest.account)
+    with running_relay(guest.ledger, account, home, invites=invites) as relay:
+        with pytest.raises(LedgerError, match="ask its operator"):
+            sponsored(guest, relay).rotate(old, new)
+        carrier = sponsored(guest, relay, "welcome-one")
+        carrier.carry(old.peer, "0", [make_report(0)])
+        eventually(on_ledger(guest, 0), "a report")
+        assert relay.post("reports", heir.reports(1)).status_code == 403
+        sponsored(guest, relay).rotate(old, new)
+        chain.enter(guest.ledger, 1)
+        eventually(lambda: relay.post("reports", heir.reports(1)).status_code == 202, "the heir is served")
+        eventually(on_ledger(heir, 1), "the heir's report")
+
+
 # ---- relays that lie ----
 
 
@@ -556,7 +854,8 @@ def test_lie_of_a_mined_report_is_found_out(
     deliveries = Deliveries(tmp_path / "outbox.sqlite")
     deliveries.put(make_report(0))
     with lying_relay(_say(200, b'{"state": "mined", "tx": "0x' + b"ab" * 32 + b'"}')) as url:
-        outbox = Outbox(deliveries, client, Sponsor(client, url, guest.account), guest.identity, window=4)
+        carrier = Sponsor(client, url, guest.account)
+        outbox = Outbox(deliveries, client, carrier, guest.identity, lambda: chain.time, window=4)
         outbox.deliver()
         assert deliveries.all()[0].state != "mined"
         monkeypatch.setattr(sponsor, "DOUBT_SECONDS", 0.0)
@@ -642,7 +941,9 @@ def test_signatures_are_over_the_whole_typed_message() -> None:
     assert signature == bytes(account.sign_message(encode_typed_data(full_message=message)).signature)
     assert typed.signer_of_reports(31337, contract, peer, [report], signature) == account.address
     assert typed.signer_of_reports(31338, contract, peer, [report], signature) != account.address
-    for broken in (b"", signature[:-1], bytes(65), signature[:64] + b"\x05", b"\xff" * 65):
+    high_s = (typed._ORDER - int.from_bytes(signature[32:64], "big")).to_bytes(32, "big")
+    twin = signature[:32] + high_s + bytes([55 - signature[64]])  # the contract takes one of the two
+    for broken in (b"", signature[:-1], bytes(65), signature[:64] + b"\x05", b"\xff" * 65, twin):
         assert typed.signer_of_reports(31337, contract, peer, [report], broken) is None
 
 

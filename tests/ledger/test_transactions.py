@@ -47,6 +47,7 @@ def devnet(module_devnet):
     yield module_devnet
     module_devnet.call("anvil_setCode", COUNTER, COUNTER_CODE)
     module_devnet.call("evm_setAutomine", True)
+    module_devnet.call("anvil_setNextBlockBaseFeePerGas", hex(10**9))
     module_devnet.call("evm_mine")
 
 
@@ -484,7 +485,8 @@ def test_a_refusal_that_may_pass_keeps_the_transaction(devnet, account, proxy, n
     queue = AccountQueue(rpc, account, tmp_path)
     proxy.before = busy
     sent = queue.submit("one", count(rpc, numbers[0]))
-    queue.follow()
+    with pytest.raises(LedgerUnavailable, match="rate limit exceeded"):
+        queue.follow()
     assert queue.state("one").tx == sent.tx and "rate limit exceeded" in queue.state("one").error
     proxy.before = lambda method, parameters: None
     assert queue.wait("one").tx == sent.tx
@@ -765,6 +767,202 @@ def test_a_hole_that_an_outsider_left_is_filled(devnet, account, rpc, queue, num
     queue.follow()
     mine(devnet)
     assert {queue.wait(key).state for key in ("one", "two")} == {"mined"}
+
+
+# Servers that lie.
+
+
+def test_an_offer_made_on_a_lie_is_mended(devnet, account, proxy, numbers, tmp_path):
+    lies = {"eth_maxPriorityFeePerGas": hex(100 * 10**9), "eth_sendRawTransaction": "0x" + "11" * 32}
+
+    def free(method, parameters, answer):
+        if method == "eth_getBlockByNumber" and parameters[0] == "latest":
+            answer["result"] |= {"baseFeePerGas": "0x0", "number": hex(2**62)}
+        return answer
+
+    rpc = Rpc(proxy.url)
+    queue = AccountQueue(rpc, account, tmp_path, reprice_seconds=0)
+    hold(devnet)
+    proxy.before = lambda method, parameters: {"result": lies[method]} if method in lies else None
+    proxy.after = free
+    for number in numbers[:2]:
+        queue.submit(f"{number}", count(rpc, number))
+    proxy.before = lambda method, parameters: None
+    proxy.after = lambda method, parameters, answer: answer
+    for _ in range(2):
+        devnet.call("anvil_setNextBlockBaseFeePerGas", hex(300 * 10**9))
+        mine(devnet, REPRICE_BLOCKS)
+        queue.follow()
+        queue.follow()
+        devnet.call("anvil_setNextBlockBaseFeePerGas", hex(300 * 10**9))
+        mine(devnet)
+        queue.follow()
+    assert [queue.state(f"{number}").state for number in numbers[:2]] == ["mined", "mined"]
+
+
+def test_a_price_follows_a_market_that_rises_thirtyfold(devnet, account, rpc, numbers, tmp_path):
+    queue = AccountQueue(rpc, account, tmp_path, reprice_seconds=0)
+    hold(devnet)
+    queue.submit("one", count(rpc, numbers[0]))
+    base_fee = 30 * queue._store.find("one").versions[0].fees.max_fee
+    devnet.call("anvil_setNextBlockBaseFeePerGas", hex(base_fee))
+    mine(devnet, REPRICE_BLOCKS)
+    queue.follow()
+    devnet.call("anvil_setNextBlockBaseFeePerGas", hex(base_fee))
+    mine(devnet)
+    assert queue.wait("one", 0).state == "mined"
+
+
+def dear(method, value):
+    """A hook for a server that says this of its fees."""
+
+    def after(asked, parameters, answer):
+        if asked == "eth_getBlockByNumber":
+            if method == "eth_gasPrice":
+                answer["result"].pop("baseFeePerGas", None)
+            elif method == "baseFeePerGas":
+                answer["result"]["baseFeePerGas"] = hex(value)
+        return {"result": hex(value)} if asked == method else answer
+
+    return after
+
+
+@pytest.mark.parametrize(
+    ("method", "gwei", "words"),
+    [
+        ("eth_maxPriorityFeePerGas", 101, "asks a tip of 101 gwei per gas for one by .* at most 100 is paid"),
+        (
+            "eth_maxPriorityFeePerGas",
+            6.5e6,
+            "asks 6,500,00.* gwei per gas .* SWARM_MAX_FEE_GWEI allows 1,000:",
+        ),
+        ("baseFeePerGas", 1000, "asks 1,00.* gwei per gas .* SWARM_MAX_FEE_GWEI allows 1,000:"),
+        ("eth_gasPrice", 1001, "asks 1,001 gwei per gas .* SWARM_MAX_FEE_GWEI allows 1,000: set it higher"),
+        ("eth_gasPrice", 2.0**200, "nonsense"),
+    ],
+)
+def test_more_than_the_highest_fee_is_not_paid(
+    devnet, account, proxy, numbers, tmp_path, method, gwei, words
+):
+    devnet.fund(account.address, 10**6)
+    rpc = Rpc(proxy.url)
+    queue = AccountQueue(rpc, account, tmp_path, reprice_seconds=0)
+    proxy.after = dear(method, int(gwei * 10**9))
+    with pytest.raises(LedgerError, match=words):
+        queue.submit("one", count(rpc, numbers[0]))
+    assert queue.state("one") is None and "eth_sendRawTransaction" not in proxy.methods
+    proxy.after = lambda asked, parameters, answer: answer
+    hold(devnet)
+    sent = queue.submit("one", count(rpc, numbers[0]))
+    mine(devnet)
+    devnet.call("anvil_reorg", 1, [])  # it waits again
+    devnet.call("anvil_dropTransaction", sent.tx)
+    proxy.after = dear(method, int(gwei * 10**9))
+    mine(devnet, REPRICE_BLOCKS)
+    queue.follow()
+    stuck = queue.state("one")
+    assert (stuck.state, stuck.tx) == ("sent", sent.tx)
+    assert stuck.error.startswith("no block takes it, and the ledger at") and "\n" not in stuck.error
+    mine(devnet)
+    assert queue.wait("one", 0).tx == sent.tx
+
+
+def test_the_highest_fee_can_be_set(rpc, queue, numbers, monkeypatch):
+    for text in ("much", "-1", "0", "nan", "1e99"):
+        monkeypatch.setenv("SWARM_MAX_FEE_GWEI", text)
+        with pytest.raises(LedgerError, match=f"SWARM_MAX_FEE_GWEI is a number of gwei per gas.*'{text}'"):
+            queue.submit("one", count(rpc, numbers[0]))
+    monkeypatch.setenv("SWARM_MAX_FEE_GWEI", "0.000001")
+    with pytest.raises(LedgerError, match=r"SWARM_MAX_FEE_GWEI allows 0\.000001: set it higher"):
+        queue.submit("one", count(rpc, numbers[0]))
+    assert queue.state("one") is None
+    monkeypatch.setenv("SWARM_MAX_FEE_GWEI", "2000.5")
+    assert fees.cap() == 2000_500_000_000
+    assert queue.submit("one", count(rpc, numbers[0])).nonce == 0
+
+
+@pytest.mark.parametrize(
+    "lie", [{"blockNumber": hex(2**70)}, {"blockNumber": hex(2**40)}, {"blockHash": "0x" + "11" * 32}]
+)
+def test_a_receipt_from_a_block_that_is_not_there_is_not_believed(
+    devnet, account, proxy, numbers, tmp_path, lie
+):
+    def lying(method, parameters, answer):
+        if method == "eth_getTransactionReceipt" and answer["result"]:
+            answer["result"] |= lie
+        if method == "eth_getBlockByNumber" and parameters[0] == lie.get("blockNumber"):
+            answer["result"] = {"number": parameters[0], "hash": receipt(devnet, sent.tx)["blockHash"]}
+        return answer
+
+    rpc = Rpc(proxy.url)
+    queue = AccountQueue(rpc, account, tmp_path)
+    sent = queue.submit("one", count(rpc, numbers[0]))
+    proxy.after = lying
+    queue.follow()
+    assert queue.state("one").state == "sent"
+    proxy.after = lambda method, parameters, answer: answer
+    assert hex(queue.wait("one").block_number) == receipt(devnet, sent.tx)["blockNumber"]
+
+
+def test_a_false_block_in_the_file_hides_no_reorganization(devnet, account, rpc, queue, numbers):
+    mined = []
+    for key, number in zip(("one", "two"), numbers[:2], strict=True):
+        queue.submit(key, count(rpc, number))
+        mined.append(queue.wait(key))
+    false = replace(queue._store.find("one"), block_number=2**40, watch_until=2**40 + REORG_BLOCKS)
+    queue._store.save(false)
+    hold(devnet)
+    devnet.call("anvil_reorg", 1, [])  # "two" is dropped
+    queue.submit("three", count(rpc, numbers[2]))
+    queue.follow()
+    assert queue.state("one") == mined[0] and queue.state("two").state == "sent"
+    mine(devnet)
+    queue.follow()
+    assert {queue.state(key).state for key in ("one", "two", "three")} == {"mined"}
+
+
+def test_what_is_open_is_looked_after_while_what_is_settled_cannot_be(
+    devnet, account, proxy, numbers, tmp_path
+):
+    def broken(method, parameters):
+        if method == "eth_getBlockByNumber" and parameters[0] not in ("latest", "0x0"):
+            return {"error": {"code": -32000, "message": "missing trie node"}}
+        return None
+
+    rpc = Rpc(proxy.url)
+    queue = AccountQueue(rpc, account, tmp_path)
+    queue.submit("one", count(rpc, numbers[0]))
+    queue.wait("one")
+    hold(devnet)
+    second = queue.submit("two", count(rpc, numbers[1]))
+    devnet.call("anvil_dropTransaction", second.tx)
+    mine(devnet)
+    proxy.before = broken
+    with pytest.raises(LedgerError, match="missing trie node"):
+        queue.follow()
+    assert devnet.call("eth_getTransactionByHash", second.tx) is not None
+
+
+def test_a_nonce_far_ahead_is_not_taken(devnet, account, proxy, numbers, tmp_path):
+    def ahead(method, parameters):
+        pending = method == "eth_getTransactionCount" and parameters[1] == "pending"
+        return {"result": hex(nonce)} if pending else None
+
+    rpc = Rpc(proxy.url)
+    queue = AccountQueue(rpc, account, tmp_path)
+    hold(devnet)
+    proxy.before = ahead
+    for nonce in (65, 100_000):
+        with pytest.raises(LedgerUnavailable, match=f"says nonce {nonce} is next for .* sent 0 transactions"):
+            queue.submit("one", count(rpc, numbers[0]))
+    nonce = 2**63
+    with pytest.raises(LedgerError, match="nonsense"):
+        queue.submit("one", count(rpc, numbers[0]))
+    assert queue.state("one") is None
+    nonce = 0
+    assert [queue.submit(key, count(rpc, 1)).nonce for key in ("one", "two")] == [0, 1]
+    nonce = 2 + 64
+    assert queue.submit("three", count(rpc, 1)).nonce == nonce
 
 
 # The file.

@@ -1,0 +1,23 @@
+"""What commands say on stderr, so that stdout stays for their results."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+
+def complain(error: Exception) -> None:
+    """One line; what a ledger or peer put into it cannot steer the terminal."""
+    print("swarm: " + "".join(c if c.isprintable() else " " for c in str(error)), file=sys.stderr)
+
+
+def say(what: str) -> None:
+    """Progress, a warning, or what to do next."""
+    print(what, file=sys.stderr)
+
+
+def log_to_stderr() -> None:
+    """For commands that run for days."""
+    logging.basicConfig(
+        level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s"
+    )
