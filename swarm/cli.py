@@ -7,6 +7,7 @@ import json
 import signal
 import sys
 from collections.abc import Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -181,7 +182,8 @@ def _relay(arguments: argparse.Namespace) -> int:
             port=port,
             invites=arguments.invites,
             quotas=quotas,
-        )
+        ),
+        partial(print, flush=True),  # a script waits for the line
     )
     return 0
 

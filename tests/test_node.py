@@ -200,7 +200,7 @@ def test_copy_on_another_machine_listens_hears_the_first_and_never_speaks(
         env=elsewhere,
     )
     assert copy.returncode == 1, copy.stderr
-    assert "journal missing" in copy.stderr
+    assert "the journal is missing" in copy.stderr
     assert "is running elsewhere" in copy.stderr.splitlines()[-1]
     assert "played" not in copy.stderr
     assert processes[1].poll() is None, peer.log.read_text()

@@ -188,17 +188,11 @@ class Exchange:
         return self._call(collecting, timeout + CALL_TIMEOUT_SECONDS)
 
     def _call(self, work: Coroutine[Any, Any, T], timeout: float = CALL_TIMEOUT_SECONDS) -> T:
-        loop = self._loop
-        if loop is None:
-            work.close()
-            raise ExchangeError("exchange is not running: call start() first")
-        limited = _limited(work, timeout)
-        try:
-            future = asyncio.run_coroutine_threadsafe(limited, loop)
-        except RuntimeError:  # the loop was closed since
-            limited.close()
-            work.close()
-            raise ExchangeError("exchange was stopped meanwhile") from None
+        with self._lock:  # what is handed over before a stop is cancelled by it, not lost with the loop
+            if self._loop is None:
+                work.close()
+                raise ExchangeError("exchange is not running: call start() first")
+            future = asyncio.run_coroutine_threadsafe(_limited(work, timeout), self._loop)
         try:
             return future.result(timeout + 1)
         except TimeoutError:
