@@ -148,7 +148,9 @@ def _status(arguments: argparse.Namespace) -> int:
 
     console = Console()
     console.print(
-        f"{status.name}  {status.peer}  {'running' if status.running else 'not running'}", highlight=False
+        f"{status.name}  {status.peer}  {'running' if status.running else 'not running'}",
+        highlight=False,
+        soft_wrap=True,
     )
     for swarm in status.swarms:
         console.print(status_table(swarm, arguments.rounds))
