@@ -185,9 +185,11 @@ class Node:
         """The last round in which the journal has us speaking; -1 if none."""
         last = self._journal.last_round(self._link.scope)
         current = max(-1, self._current_round())  # before the first round, -1 as in the journal
-        if last > current:  # from a bad import or a clock that was wrong: its slots are lost, no others
-            log.warning("journal is ahead of the ledger last=%d current=%d", last, current)
-        return min(last, current)
+        if last <= current + 1:  # a clock that has just begun to look may lag
+            return last
+        # From a bad import, or a clock that was wrong: its slots are lost, no others.
+        log.warning("journal is ahead of the ledger last=%d current=%d", last, current)
+        return current
 
     # Being the only one
 
