@@ -14,7 +14,7 @@ import psutil
 import pytest
 from eth_account import Account
 
-from identity import load_or_create_identity, load_or_create_wallet
+from identity import Slot, load_or_create_identity, load_or_create_wallet
 from swarm.board.status import RoundStatus, peer_status
 from swarm.ledger.creation import deploy
 from swarm.ledger.devnet import Devnet
@@ -206,11 +206,17 @@ def test_copy_on_another_machine_listens_hears_the_first_and_never_speaks(
     assert processes[1].poll() is None, peer.log.read_text()
 
 
-def test_imported_key_listens_one_round_and_then_speaks(peer, processes):
+def test_imported_key_listens_one_round_and_then_speaks(peer, ledger, processes):
     (peer.settings.home / "journal.sqlite").unlink()
+    _, journal = load_or_create_identity(peer.settings.home)
+    # What came along is of a round far ahead: that one is lost, and no other.
+    journal.claim(Slot(f"{ledger.swarm_id.hex()}/{ledger.genesis}", 5000, 0), bytes(32))
+    journal.close()
     processes.append(peer.start("--rounds", "1"))
     assert processes[0].wait(WAIT_SECONDS) == 0, peer.log.read_text()
     assert "listening round=" in peer.log.read_text()
+    assert "the journal is missing" in peer.log.read_text()
+    assert "journal is ahead of the ledger last=5000" in peer.log.read_text()
     assert [entry.report for entry in peer.rounds()] == ["mined"]
 
 
