@@ -150,7 +150,7 @@ class Link:
         return self._outbox.drain(seconds)
 
     def bootnodes(self, *, urgent: bool = False) -> list[str]:
-        """Other peers that the ledger lists; `urgent` has the list read every second from now on."""
+        """Other peers that the ledger lists; `urgent` has the list read at every look from now on."""
         self._follower.lonely = urgent
         own = f"/p2p/{self._identity.peer_id}"
         return [address for address in self._follower.bootnodes() if not address.endswith(own)]

@@ -81,7 +81,7 @@ class LedgerAccount:
         binding = self._ledger.bindings(identity.peer)
         # The message is put together here: a peer signs nothing that a server hands it.
         message = registration_message(
-            self._ledger.chain_id, _bytes(self._ledger.address), _bytes(address), binding
+            self._ledger.chain_id, address_bytes(self._ledger.address), address_bytes(address), binding
         )
         function = self._ledger.function("register", identity.public_key.modulus, identity.sign(message))
         try:
@@ -96,7 +96,8 @@ class LedgerAccount:
         """See `Carrier`."""
         if self._ledger.successor_of(old.peer) == new.peer:
             return
-        message = rotation_message(self._ledger.chain_id, _bytes(self._ledger.address), old.peer, new.peer)
+        contract = address_bytes(self._ledger.address)
+        message = rotation_message(self._ledger.chain_id, contract, old.peer, new.peer)
         function = self._ledger.function(
             "rotate", old.public_key.modulus, new.public_key.modulus, old.sign(message), new.sign(message)
         )
@@ -136,5 +137,6 @@ class LedgerAccount:
         return f"{what} on {self._ledger.address}"
 
 
-def _bytes(address: str) -> bytes:
+def address_bytes(address: str) -> bytes:
+    """The 20 bytes of an address in hexadecimal."""
     return bytes.fromhex(address.removeprefix("0x"))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from swarm.errors import LedgerError, LedgerUnavailable, UsageError, WrongLedger
 from swarm.ledger.blocks import BlockSearch
@@ -30,9 +30,6 @@ from swarm.ledger.records import (
 from swarm.ledger.refusals import ContractRefusal, artifact
 from swarm.ledger.rpc import Rpc
 from swarm.manifest import MAX_MANIFEST_BYTES, Manifest, parse_canonical
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["LedgerClient", "PeerRecord", "Report", "Reported", "connect", "parse_join_line"]
 

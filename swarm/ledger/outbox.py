@@ -270,8 +270,7 @@ class Outbox:
     def _complain(self, error: LedgerError) -> None:
         """One line when trouble begins, not one a second."""
         if kind_of_trouble(error) != self._trouble:
-            open_rounds = [delivery.round for delivery in self._deliveries.open()]
-            log.warning("reports wait rounds=%s error=%r", open_rounds, str(error))
+            log.warning("reports wait error=%r", str(error))  # which ones, `swarm status` says
         self._trouble = kind_of_trouble(error)
 
 

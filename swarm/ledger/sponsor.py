@@ -16,7 +16,7 @@ import msgspec
 
 from identity import Identity, registration_message, rotation_message
 from swarm.errors import LedgerError, LedgerUnavailable
-from swarm.ledger.account import Carried, wants_binding
+from swarm.ledger.account import Carried, address_bytes, wants_binding
 from swarm.ledger.client import LedgerClient, Progress
 from swarm.ledger.join import check_url
 from swarm.ledger.records import Report
@@ -106,7 +106,9 @@ class Sponsor:
             invite=self._invite,
             account=address,
             modulus=identity.public_key.modulus,
-            proof=identity.sign(registration_message(chain_id, _bytes(contract), _bytes(address), binding)),
+            proof=identity.sign(
+                registration_message(chain_id, address_bytes(contract), address_bytes(address), binding)
+            ),
             binding=binding,
             consent=registration_consent(self._account, chain_id, contract, identity.peer, binding),
         )
@@ -135,7 +137,7 @@ class Sponsor:
         if done():
             return
         chain_id, contract = self._ledger.chain_id, self._ledger.address
-        message = rotation_message(chain_id, _bytes(contract), old.peer, new.peer)
+        message = rotation_message(chain_id, address_bytes(contract), old.peer, new.peer)
         request = Rotation(
             chain_id=chain_id,
             contract=contract,
@@ -349,7 +351,3 @@ class _RelayConnection:
 def _words(text: str) -> str:
     """What a relay says, for a message: one line, and nothing that could steer a terminal."""
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:MAX_WORDS]
-
-
-def _bytes(address: str) -> bytes:
-    return bytes.fromhex(address.removeprefix("0x"))

@@ -355,6 +355,15 @@ def test_outbox_that_cannot_be_written_is_a_ledger_error_and_goes_on_later(desk,
     assert desk.deliver(2) == {0: "mined"}
 
 
+def test_outbox_that_cannot_even_be_read_is_a_warning_and_goes_on_later(desk, monkeypatch):
+    desk.outbox.put(make_report(0))
+    database = desk.deliveries._db
+    monkeypatch.setattr(desk.deliveries, "_db", sqlite3.connect(":memory:"))  # no such table: every use fails
+    assert desk.outbox._attempt() > 0  # no exception: the thread lives on
+    monkeypatch.setattr(desk.deliveries, "_db", database)
+    assert desk.deliver(2) == {0: "mined"}
+
+
 def test_another_chain_at_the_same_url_is_noticed(ledger, tmp_path):
     facts = msgspec.structs.replace(ledger.facts, first_block="00" * 32)
     client = LedgerClient(ledger.rpc_url, ledger.address, facts)
