@@ -117,9 +117,9 @@ class Cellmates:
         for group in sent.groups:
             if len(group.completions) != self._manifest.group_size:
                 return "group has the wrong size"
-            if any(not 0 < len(c.tokens) <= stage.max_tokens for c in group.completions):
+            if any(not 0 < c.length <= stage.max_tokens for c in group.completions):
                 return "completion has the wrong length"
-            if any(len(c.text) > MAX_CHARS_PER_TOKEN * len(c.tokens) for c in group.completions):
+            if any(len(c.text) > MAX_CHARS_PER_TOKEN * c.length for c in group.completions):
                 return "text is too long for its tokens"
             if stage.name == "answer" and (group.answers or group.critiques):
                 return "answer stage shows nothing"

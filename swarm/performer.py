@@ -106,8 +106,7 @@ class Performer:
         )
         log.debug("sampled groups=%d seconds=%.2f", len(groups), time.monotonic() - started)
         return [
-            tuple(Completion(tokens=tuple(tokens), text=self._policy.decode(tokens)) for tokens in group)
-            for group in groups
+            tuple(Completion.of(tokens, self._policy.decode(tokens)) for tokens in group) for group in groups
         ]
 
     def _publish(self, effect: Publish) -> None:

@@ -129,7 +129,7 @@ def _completion(peer: SimulatedPeer, prompt: str, seed: bytes, task) -> Completi
         text = f"{name}: because"
     elif prompt.endswith("final?"):
         text = f"{answer} {name}"
-    return Completion(tokens=(1, 2), text=text)
+    return Completion.of((1, 2), text)
 
 
 def _gather(effect: Gather, peers: list[SimulatedPeer]) -> list[Received]:

@@ -111,7 +111,7 @@ def each_group(**change):
     return rewritten(lambda groups: tuple(msgspec.structs.replace(group, **change) for group in groups))
 
 
-LONG = Completion(tokens=tuple(range(9)), text="46")
+LONG = Completion.of(tuple(range(9)), "46")
 FORGERIES = {
     "groups are not the announced ones": lambda publish: [
         dataclasses.replace(
@@ -125,7 +125,7 @@ FORGERIES = {
         lambda groups: tuple(msgspec.structs.replace(g, completions=g.completions[:1]) for g in groups)
     ),
     "completion has the wrong length": each_group(completions=(LONG,) * 4),
-    "text is too long for its tokens": each_group(completions=(Completion(tokens=(1,), text="4" * 17),) * 4),
+    "text is too long for its tokens": each_group(completions=(Completion.of((1,), "4" * 17),) * 4),
     "answer stage shows nothing": each_group(answers=(b"l" * 32,)),
     "prompt shows too many answers": each_group(answers=(b"l" * 32,) * 5),
     "prompt shows too many critiques": each_group(critiques=(b"l" * 32,) * 5),
@@ -161,7 +161,7 @@ def test_critique_that_names_an_unknown_answer_is_not_shown():
             msgspec.structs.replace(
                 group,
                 answers=(b"l" * 32,) * 4,
-                completions=(Completion(tokens=(1,), text="A: trust me"),) * 4,
+                completions=(Completion.of((1,), "A: trust me"),) * 4,
             )
             for group in groups
         )

@@ -1,12 +1,21 @@
 """Everything that peers send each other, as typed structs with size limits; msgpack, no pickle.
 
-Decoding hostile bytes raises `WireError` and nothing else. Structs are arrays on the wire and open
+| sent as               | struct                        | at most                    | version          |
+|-----------------------|-------------------------------|----------------------------|------------------|
+| DHT value             | `Envelope` of `Announcement`  | `MAX_ANNOUNCEMENT_BYTES`   | in the struct    |
+| blob                  | `GroupsBlob`                  | `MAX_GROUPS_BLOB_BYTES`    | in the struct    |
+| stream `BLOB_STREAM`  | `BlobRequest`, `BlobHeader`   | `MAX_MESSAGE_BYTES`        | in the stream id |
+| stream `REACH_STREAM` | `ReachRequest`, `ReachAnswer` | `MAX_MESSAGE_BYTES`        | in the stream id |
+
+Decoding hostile bytes raises `WireError` and nothing else, and allocates a small multiple of their length:
+whatever repeats is bounded in number, and token ids stay packed. Structs are arrays on the wire and open
 with a version, so a later format is refused by name instead of misread.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import struct
+from collections.abc import Callable, Iterable
 from typing import Annotated, Literal, TypeVar
 
 import msgspec
@@ -18,15 +27,21 @@ from swarm.errors import WireError
 
 MAX_ANNOUNCEMENT_BYTES = 2048  # DESIGN.md, section 5
 MAX_GROUPS_BLOB_BYTES = 16 * 2**20
+MAX_MESSAGE_BYTES = 256  # of one message that asks or answers on a stream
+# What a manifest may ask for; one swarm's own, lower limits come in a `GroupsLimit`.
 MAX_GROUPS = 4096
 MAX_COMPLETIONS = 256
 MAX_TOKENS = 8192
 MAX_TEXT_CHARS = 32768
 MAX_SHOWN = 26
 
+BLOB_STREAM = "/swarm/blob/2"
+REACH_STREAM = "/swarm/reach/1"
+
 Digest = Annotated[bytes, Meta(min_length=32, max_length=32)]
 Modulus = Annotated[bytes, Meta(min_length=256, max_length=256)]
 Signature = Annotated[bytes, Meta(min_length=256, max_length=256)]
+U16 = Annotated[int, Meta(ge=0, lt=2**16)]
 U32 = Annotated[int, Meta(ge=0, lt=2**32)]
 U48 = Annotated[int, Meta(ge=0, lt=2**48)]
 
@@ -55,10 +70,33 @@ class Envelope(Struct, frozen=True, array_like=True, forbid_unknown_fields=True,
 
 
 class Completion(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, kw_only=True):
-    """One sampled completion: the sender's token ids (with EOS, for audits) and the text that they make."""
+    """One sampled completion: the sender's token ids (with EOS, for audits) and the text that they make.
 
-    tokens: Annotated[tuple[U32, ...], Meta(max_length=MAX_TOKENS)]
+    The ids travel packed, four bytes little-endian each, so that a hostile one costs its reader no object.
+    """
+
+    packed: Annotated[bytes, Meta(max_length=4 * MAX_TOKENS)]
     text: Annotated[str, Meta(max_length=MAX_TEXT_CHARS)]
+
+    def __post_init__(self) -> None:
+        if len(self.packed) % 4:
+            raise ValueError("packed token ids are four bytes each")
+
+    @classmethod
+    def of(cls, tokens: Iterable[int], text: str) -> Completion:
+        """A completion of these token ids."""
+        ids = tuple(tokens)
+        return cls(packed=struct.pack(f"<{len(ids)}I", *ids), text=text)
+
+    @property
+    def length(self) -> int:
+        """How many tokens."""
+        return len(self.packed) // 4
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """The token ids."""
+        return struct.unpack(f"<{self.length}I", self.packed)
 
 
 class Group(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, kw_only=True):
@@ -81,6 +119,50 @@ class GroupsBlob(Struct, frozen=True, array_like=True, forbid_unknown_fields=Tru
     groups: Annotated[tuple[Group, ...], Meta(min_length=1, max_length=MAX_GROUPS)]
 
 
+class _GroupsFrame(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, kw_only=True):
+    """A `GroupsBlob` whose groups are still bytes."""
+
+    version: Literal[1] = 1
+    groups: Annotated[tuple[msgspec.Raw, ...], Meta(min_length=1, max_length=MAX_GROUPS)]
+
+
+class GroupsLimit(Struct, frozen=True, kw_only=True):
+    """What one peer's groups of a stage may amount to in this swarm."""
+
+    max_bytes: int = MAX_GROUPS_BLOB_BYTES
+    completions: int | None = None  # of each group, exactly; None: any number
+
+
+class BlobRequest(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, kw_only=True):
+    """Asks for a blob's bytes from `offset` on."""
+
+    digest: Digest
+    offset: U48 = 0
+
+
+BLOB_FOLLOWS, BLOB_UNKNOWN, BLOB_BUSY = 0, 1, 2
+
+
+class BlobHeader(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, kw_only=True):
+    """The answer to a `BlobRequest`; after `BLOB_FOLLOWS` come the bytes, `size_bytes` less the offset."""
+
+    status: Literal[0, 1, 2]
+    size_bytes: U48 = 0  # of the whole blob
+
+
+class ReachRequest(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, kw_only=True):
+    """Asks whether the sender's TCP ports can be reached at the address from which it is connected."""
+
+    ports: Annotated[tuple[U16, ...], Meta(min_length=1, max_length=4)]
+
+
+class ReachAnswer(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, kw_only=True):
+    """Where the asker is seen, and which of its ports answered as libp2p does."""
+
+    address: Annotated[str, Meta(max_length=64)]  # an IP address; empty if connected through a relay
+    reached: Annotated[tuple[U16, ...], Meta(max_length=4)] = ()
+
+
 class Heard(Struct, frozen=True, kw_only=True):
     """An announcement whose signature is its sender's."""
 
@@ -91,22 +173,40 @@ class Heard(Struct, frozen=True, kw_only=True):
 #: Signs a message for a round and stage with `swarm.pem`; `IdentityError` if another was signed there before.
 Signer = Callable[[int, int, bytes], bytes]
 
-T = TypeVar("T", Announcement, Envelope, GroupsBlob)
+Message = TypeVar("Message", bound=Struct)
 
 
-def encode(value: Announcement | Envelope | GroupsBlob) -> bytes:
+def encode(value: Struct) -> bytes:
     """The canonical msgpack bytes of a wire struct."""
     return msgspec.msgpack.encode(value)
 
 
-def decode(kind: type[T], data: bytes, max_bytes: int) -> T:
+def decode(kind: type[Message], data: bytes | msgspec.Raw, max_bytes: int) -> Message:
     """A wire struct from hostile bytes; `WireError` if too big, malformed or out of limits."""
-    if len(data) > max_bytes:
-        raise WireError(f"{kind.__name__} of {len(data)} bytes is over {max_bytes}")
+    size = memoryview(data).nbytes
+    if size > max_bytes:
+        raise WireError(f"{kind.__name__} is over its size limit: {size} bytes of {max_bytes}")
     try:
         return msgspec.msgpack.decode(data, type=kind)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise WireError(f"not a valid {kind.__name__}: {error}") from error
+
+
+def decode_groups(data: bytes, announced: int, limit: GroupsLimit) -> tuple[Group, ...]:
+    """The `announced` number of groups in a blob; `WireError` at the first that breaks a limit.
+
+    One group is decoded after the other, so that a blob full of tiny completions is given up early.
+    """
+    frame = decode(_GroupsFrame, data, limit.max_bytes)
+    if len(frame.groups) != announced:
+        raise WireError("blob has another number of groups than announced")
+    groups = []
+    for raw in frame.groups:
+        group = decode(Group, raw, limit.max_bytes)
+        if limit.completions not in (None, len(group.completions)):
+            raise WireError("group has the wrong size")
+        groups.append(group)
+    return tuple(groups)
 
 
 def expiration(genesis: int, round_seconds: int, round_number: int) -> int:
@@ -121,8 +221,23 @@ def sign(key: PublicKey, announcement: Announcement, signer: Signer) -> bytes:
     return encode(Envelope(modulus=key.modulus, body=body, signature=signature))
 
 
-def open_envelope(data: bytes) -> Heard:
-    """Decode an envelope and check its signature; `WireError` says what is wrong with it."""
+class Sealed(Struct, frozen=True, kw_only=True):
+    """An envelope taken apart, its signature not checked yet: the cheap half of opening it."""
+
+    key: PublicKey
+    envelope: Envelope
+    announcement: Announcement
+
+    def open(self) -> Heard:
+        """Check the signature; `WireError` if it is not the sender's."""
+        message = _signed_message(self.announcement.swarm, self.envelope.body)
+        if not self.key.verify(message, self.envelope.signature):
+            raise WireError("signature is not the sender's")
+        return Heard(peer=self.key.peer, announcement=self.announcement)
+
+
+def unpack_envelope(data: bytes) -> Sealed:
+    """Decode an envelope without checking its signature; `WireError` says what is wrong with it."""
     envelope = decode(Envelope, data, MAX_ANNOUNCEMENT_BYTES)
     if encode(envelope) != data:  # else anyone could make a second record of the same announcement
         raise WireError("envelope is not in canonical form")
@@ -133,9 +248,12 @@ def open_envelope(data: bytes) -> Heard:
         key = PublicKey(envelope.modulus)
     except IdentityError as error:
         raise WireError(str(error)) from error
-    if not key.verify(_signed_message(announcement.swarm, envelope.body), envelope.signature):
-        raise WireError("signature is not the sender's")
-    return Heard(peer=key.peer, announcement=announcement)
+    return Sealed(key=key, envelope=envelope, announcement=announcement)
+
+
+def open_envelope(data: bytes) -> Heard:
+    """Decode an envelope and check its signature; `WireError` says what is wrong with it."""
+    return unpack_envelope(data).open()
 
 
 def dht_key(swarm: bytes, round_number: int, stage: int, cell: int) -> str:

@@ -142,5 +142,5 @@ def key_of(announcement: wire.Announcement) -> str:
 
 def one_group(text: str = "an answer") -> bytes:
     """The smallest honest blob."""
-    completion = wire.Completion(tokens=(1, 2, 3), text=text)
+    completion = wire.Completion.of((1, 2, 3), text)
     return wire.encode(wire.GroupsBlob(groups=(wire.Group(index=0, completions=(completion,)),)))

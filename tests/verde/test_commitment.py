@@ -24,15 +24,15 @@ def test_merkle_root_promotes_an_odd_node():
 
 
 def a_group(text: str = "46") -> Group:
-    return Group(index=3, completions=tuple(Completion(tokens=(1, 2), text=text) for _ in range(3)))
+    return Group(index=3, completions=tuple(Completion.of((1, 2), text) for _ in range(3)))
 
 
 def test_leaf_tells_apart_who_where_and_what():
-    base = (PEER, 1, 0, 3, 0, Completion(tokens=(1,), text="46"))
+    base = (PEER, 1, 0, 3, 0, Completion.of((1,), "46"))
     changed = [(b"q" * 32,), (PEER, 2), (PEER, 1, 1), (PEER, 1, 0, 4), (PEER, 1, 0, 3, 1)]
     leaves = {rollout_leaf(*base)} | {rollout_leaf(*change, *base[len(change) :]) for change in changed}
-    leaves.add(rollout_leaf(*base[:5], Completion(tokens=(1,), text="47")))
-    leaves.add(rollout_leaf(*base[:5], Completion(tokens=(2,), text="46")))
+    leaves.add(rollout_leaf(*base[:5], Completion.of((1,), "47")))
+    leaves.add(rollout_leaf(*base[:5], Completion.of((2,), "46")))
     assert len(leaves) == 8
 
 
