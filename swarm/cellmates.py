@@ -13,7 +13,7 @@ from msgspec import Struct
 
 from swarm.draw import Draw
 from swarm.effects import Received
-from swarm.exchange.wire import MAX_GROUPS_BLOB_BYTES, Group
+from swarm.exchange.wire import MAX_GROUPS_BLOB_BYTES, Group, GroupsLimit
 from swarm.manifest import STAGE_NUMBER, Manifest, Stage
 from swarm.tasks import Question, Task
 from swarm.tasks.stages import read_critique
@@ -26,13 +26,14 @@ ANSWER, CRITIQUE = STAGE_NUMBER["answer"], STAGE_NUMBER["critique"]
 MAX_CHARS_PER_TOKEN = 16
 
 
-def max_blob_bytes(manifest: Manifest, stage: Stage) -> int:
-    """The most bytes that a stage's groups can have in msgpack, if they keep to the manifest."""
-    token_bytes = 5 + 4 * MAX_CHARS_PER_TOKEN  # a 32-bit number, and characters of four bytes
+def groups_limit(manifest: Manifest, stage: Stage) -> GroupsLimit:
+    """The most that one peer's groups of a stage can be in msgpack, if they keep to the manifest."""
+    token_bytes = 4 + 4 * MAX_CHARS_PER_TOKEN  # a packed id, and characters of four bytes
     completion_bytes = 16 + stage.max_tokens * token_bytes
     shown_bytes = 34 * (manifest.shown_answers + manifest.shown_critiques)  # digests
     group_bytes = 32 + shown_bytes + manifest.group_size * completion_bytes
-    return min(MAX_GROUPS_BLOB_BYTES, 32 + stage.max_groups * group_bytes)
+    max_bytes = min(MAX_GROUPS_BLOB_BYTES, 32 + stage.max_groups * group_bytes)
+    return GroupsLimit(max_bytes=max_bytes, completions=manifest.group_size)
 
 
 class Answer(Struct, frozen=True):

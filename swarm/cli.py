@@ -7,6 +7,7 @@ import json
 import signal
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -15,7 +16,7 @@ from identity import IdentityError
 from swarm import identity_commands
 from swarm.console import complain, log_to_stderr, say
 from swarm.errors import LedgerError, SwarmError, UsageError
-from swarm.settings import DEFAULT_LISTEN, Settings, swarm_home
+from swarm.settings import Settings, swarm_home
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
@@ -101,25 +102,51 @@ def _create(arguments: argparse.Namespace) -> int:
 
 def _join(arguments: argparse.Namespace) -> int:
     log_to_stderr()
+    from swarm.exchange.reach import reach_of
     from swarm.ledger.join import check_url, parse_join_line
 
-    parse_join_line(arguments.swarm)  # so that a typo is noticed before imports that take seconds
+    # So that a typo is noticed before imports that take seconds.
+    line = parse_join_line(arguments.swarm)
     if arguments.relay:
         check_url(arguments.relay, "--relay", "a relay's URL")
+    settings = replace(
+        _network_settings(arguments), threads=arguments.threads, manifest_path=arguments.manifest
+    )
+    reach_of(settings, line.rpc_url)
     from swarm.node import Node
 
-    settings = Settings(
-        home=arguments.home,
-        listen=tuple(arguments.listen or [DEFAULT_LISTEN]),
-        initial_peers=tuple(arguments.peer),
-        threads=arguments.threads,
-        relay_url=arguments.relay,
-        invite=arguments.invite,
-        manifest_path=arguments.manifest,
-    )
     with Node(settings, arguments.swarm) as node:
         node.run(arguments.rounds)
     return 0
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from swarm.doctor import as_json, examine, show
+    from swarm.ledger.join import check_url
+
+    if arguments.relay:
+        check_url(arguments.relay, "--relay", "a relay's URL")
+    settings = _network_settings(arguments)
+    if arguments.json:
+        checks = list(examine(settings, arguments.swarm))
+        print(as_json(checks))
+    else:
+        checks = show(settings, arguments.swarm)
+    return EXIT_FAILED if any(check.state == "failed" for check in checks) else 0
+
+
+def _network_settings(arguments: argparse.Namespace) -> Settings:
+    """The settings that `_network_options` asks for."""
+    return Settings(
+        home=arguments.home,
+        listen=tuple(arguments.listen) or None,
+        public_addresses=tuple(arguments.public_address),
+        trusted_relays=tuple(arguments.relay_peer),
+        nat=arguments.nat,
+        initial_peers=tuple(arguments.peer),
+        relay_url=arguments.relay,
+        invite=arguments.invite,
+    )
 
 
 def _leaderboard(arguments: argparse.Namespace) -> int:
@@ -138,7 +165,7 @@ def _leaderboard(arguments: argparse.Namespace) -> int:
 
 
 def _status(arguments: argparse.Namespace) -> int:
-    from swarm.board.status import as_json, peer_status, status_table
+    from swarm.board.status import as_json, exchange_lines, gossip_table, peer_status, status_table
 
     status = peer_status(Settings(home=arguments.home))
     if arguments.json:
@@ -154,6 +181,10 @@ def _status(arguments: argparse.Namespace) -> int:
     )
     for swarm in status.swarms:
         console.print(status_table(swarm, arguments.rounds))
+        if swarm.gossip:
+            console.print(gossip_table(swarm, arguments.rounds))
+        for line in exchange_lines(swarm, arguments.rounds):
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
     return 0
 
 
@@ -198,6 +229,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     home = argparse.ArgumentParser(add_help=False)
     home.add_argument("--home", type=Path, default=swarm_home(), help="where keys and data are (%(default)s)")
+    network = _network_options()
 
     demo = commands.add_parser(
         "demo", parents=[home], help="a whole swarm on this machine, offline", description=_demo_description()
@@ -232,21 +264,13 @@ def _parser() -> argparse.ArgumentParser:
     create.set_defaults(run=_create)
 
     join = commands.add_parser(
-        "join", parents=[home], help="take part in a swarm until Ctrl-C; survives restarts"
+        "join", parents=[home, network], help="take part in a swarm until Ctrl-C; survives restarts"
     )
     join.add_argument(
         "swarm", metavar="SWARM", help="the line that `swarm create` printed: CONTRACT@RPC[#RELAY]"
     )
     join.add_argument("--rounds", type=_count, metavar="R", help="stop after so many rounds")
-    join.add_argument(
-        "--listen", action="append", metavar="MULTIADDR", help=f"where to be reached ({DEFAULT_LISTEN})"
-    )
-    join.add_argument(
-        "--peer", action="append", default=[], metavar="MULTIADDR", help="a peer to connect to first"
-    )
     join.add_argument("--threads", type=_count, help="CPU threads for the model (torch's default)")
-    join.add_argument("--relay", metavar="URL", help="a relay that pays for this peer's transactions")
-    join.add_argument("--invite", metavar="CODE", help="the relay's invite, if it asks for one")
     join.add_argument(
         "--manifest",
         type=Path,
@@ -301,13 +325,24 @@ def _parser() -> argparse.ArgumentParser:
     )
     relay.set_defaults(run=_relay)
 
+    doctor = commands.add_parser(
+        "doctor",
+        parents=[home, network],
+        help="check this machine, the ledger and the way to other peers; changes nothing",
+    )
+    doctor.add_argument(
+        "swarm", metavar="SWARM", nargs="?", help="the swarm's join line; without it, less is checked"
+    )
+    doctor.add_argument("--json", action="store_true", help="for scripts")
+    doctor.set_defaults(run=_doctor)
+
     board = commands.add_parser("leaderboard", help="who contributed what, read from the ledger")
     board.add_argument("swarm", metavar="SWARM", help="the swarm's join line")
     board.add_argument("--json", action="store_true", help="for scripts")
     board.set_defaults(run=_leaderboard)
 
     status = commands.add_parser(
-        "status", parents=[home], help="what this peer does, and how far each of its reports is"
+        "status", parents=[home], help="what this peer does and hears, and how far each of its reports is"
     )
     status.add_argument(
         "--rounds", type=_count, default=20, metavar="N", help="show the last N (%(default)s)"
@@ -317,6 +352,45 @@ def _parser() -> argparse.ArgumentParser:
 
     identity_commands.add_parser(commands, home)
     return parser
+
+
+def _network_options() -> argparse.ArgumentParser:
+    """How a peer is reached, whom it meets, and who pays: the same for `join` and `doctor`."""
+    network = argparse.ArgumentParser(add_help=False)
+    network.add_argument(
+        "--listen",
+        action="append",
+        default=[],
+        metavar="MULTIADDR",
+        help="where to be reached, TCP or QUIC, IPv4 or IPv6 (any free TCP port; of this machine only if "
+        "the chain is on it)",
+    )
+    network.add_argument(
+        "--public-address",
+        action="append",
+        default=[],
+        metavar="MULTIADDR",
+        help="what others are told instead, where a router forwards a port",
+    )
+    network.add_argument(
+        "--nat",
+        choices=("auto", "off"),
+        default="auto",
+        help="port mapping, hole punching and relaying, unless listening to this machine only (%(default)s)",
+    )
+    network.add_argument(
+        "--relay-peer",
+        action="append",
+        default=[],
+        metavar="MULTIADDR",
+        help="a public peer through which others reach this one behind a NAT; has nothing to do with --relay",
+    )
+    network.add_argument(
+        "--peer", action="append", default=[], metavar="MULTIADDR", help="a peer to connect to first"
+    )
+    network.add_argument("--relay", metavar="URL", help="a gas relay: pays for this peer's transactions")
+    network.add_argument("--invite", metavar="CODE", help="the gas relay's invite, if it asks for one")
+    return network
 
 
 def _demo_description() -> str:

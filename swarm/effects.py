@@ -11,7 +11,7 @@ from collections.abc import Callable, Coroutine, Generator
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, cast
 
-from swarm.exchange.wire import Announcement, Completion, Group
+from swarm.exchange.wire import Announcement, Completion, Group, GroupsLimit
 from swarm.manifest import Stage
 
 T = TypeVar("T")
@@ -59,15 +59,15 @@ class Received:
 class Gather(Effect[list[Received]]):
     """Wait for the stage's end, then take what the cell announced.
 
-    In a crowded cell at most `limit` announcements are taken, in the order of `order(root)`.
+    In a crowded cell at most `max_peers` announcements are taken, in the order of `order(root)`.
     """
 
     stage: int
     cell: int
     at: float
-    limit: int
+    max_peers: int
     order: Callable[[bytes], bytes]
-    max_bytes: int  # of one peer's blob
+    limit: GroupsLimit  # of one peer's blob
 
 
 @dataclass(frozen=True)

@@ -113,6 +113,11 @@ class Link:
         self._stack.close()
 
     @property
+    def rpc_url(self) -> str:
+        """Where the ledger is asked."""
+        return self._line.rpc_url
+
+    @property
     def scope(self) -> str:
         """Where a round has one announcement of each stage, in the words of the journal.
 
@@ -132,6 +137,13 @@ class Link:
     def await_round(self, number: int, until: float) -> Seen | None:
         """A round's beacon and active count; None if the ledger shows none until then (Unix seconds)."""
         return self._follower.await_round(number, until)
+
+    def registered(self, peer: bytes, round: int) -> bool | None:
+        """Whether a peer is registered, from memory, for any thread; None if that cannot be said of `round`.
+
+        See `Registry.registered`.
+        """
+        return self._follower.registry.registered(peer, round)
 
     @property
     def trouble(self) -> str:

@@ -29,7 +29,9 @@ from swarm.digest import Purpose, derive
 from swarm.draw import Draw
 from swarm.errors import ExchangeError, LedgerError, ModelError, SwarmError
 from swarm.exchange import wire
+from swarm.exchange.reach import reach_of
 from swarm.exchange.service import Exchange
+from swarm.exchange.validator import SwarmRules
 from swarm.learner.trainer import Learner
 from swarm.link import Link
 from swarm.manifest import STAGE_NUMBER
@@ -139,12 +141,15 @@ class Node:
             Exchange(
                 self.identity,
                 self._sign,
-                self.manifest.swarm_id,
-                self._link.genesis,
-                self.manifest.round_seconds,
-                self._link.now,
-                folder / "blobs",
-                listen=settings.listen,
+                SwarmRules(
+                    swarm_id=self.manifest.swarm_id,
+                    genesis=self._link.genesis,
+                    round_seconds=self.manifest.round_seconds,
+                    now=self._link.now,
+                    registered=self._link.registered,
+                ),
+                folder,
+                reach=reach_of(settings, self._link.rpc_url),
                 initial_peers=[*settings.initial_peers, *self._link.bootnodes()],
             )
         )
@@ -218,7 +223,7 @@ class Node:
         )
         self._set_status("listening", number)
         self._wait_for_round(number)
-        draw, in_touch = self._draw(number), False
+        draw, in_touch = self._enter(number), False
         for stage in self.manifest.stages:
             self._wait_until(self._starts_at(number) + stage.ends_at * self.manifest.round_seconds)
             try:
@@ -287,8 +292,11 @@ class Node:
             time.sleep(min(left - DIAL_SECONDS, MEET_SECONDS))
         self._wait_until(self._starts_at(number))
 
-    def _draw(self, number: int) -> Draw:
-        """The round's draw, from the ledger's beacon if that comes in time for the first stage."""
+    def _enter(self, number: int) -> Draw:
+        """The round's draw, from the ledger's beacon if that comes in time for the first stage.
+
+        The exchange is told the cells, so that it refuses what is announced in a wrong one.
+        """
         give_up = self._starts_at(number) + (
             JOIN_SHARE * self.manifest.stages[0].ends_at * self.manifest.round_seconds
         )
@@ -299,7 +307,10 @@ class Node:
             log.warning("no beacon from the ledger round=%d error=%r", number, self._link.trouble)
             # Peers that last saw the same beacon go on together (DESIGN.md, section 4).
             self._beacon = derive(Purpose.LOCAL_BEACON, self.manifest.swarm_id, self._beacon, number)
-        return Draw(self.manifest.swarm_id, self._beacon, self._active, self.manifest.cell_size)
+        draw = Draw(self.manifest.swarm_id, self._beacon, self._active, self.manifest.cell_size)
+        # A draw of our own is not everybody's: then others' cells are theirs to know.
+        self._exchange.enter(number, draw.cell if seen is not None else None)
+        return draw
 
     # One round
 
@@ -311,7 +322,7 @@ class Node:
             round=number,
             starts_at=self._starts_at(number),
             expiration=wire.expiration(self._link.genesis, self.manifest.round_seconds, number),
-            draw=self._draw(number),
+            draw=self._enter(number),
         )
         performer = Performer(
             rules,

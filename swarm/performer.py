@@ -136,9 +136,9 @@ class Performer:
                 effect.stage,
                 effect.cell,
                 timeout=GATHER_SHARE * self._rules.manifest.round_seconds,
-                max_peers=effect.limit,
+                max_peers=effect.max_peers,
                 order=lambda heard: effect.order(heard.announcement.root),
-                max_bytes=effect.max_bytes,
+                limit=effect.limit,
             )
         except ExchangeError as error:
             log.warning(

@@ -17,7 +17,7 @@ from functools import partial
 from itertools import zip_longest
 
 from swarm import tasks
-from swarm.cellmates import Answer, AnswerGroup, Cellmates, Critique, max_blob_bytes
+from swarm.cellmates import Answer, AnswerGroup, Cellmates, Critique, groups_limit
 from swarm.draw import Draw
 from swarm.effects import Commit, Gather, Learn, Played, Publish, Sample, TrainingGroup
 from swarm.exchange import wire
@@ -84,9 +84,9 @@ async def play(rules: RoundRules) -> Played:
             STAGE_NUMBER[stage.name],
             cell,
             rules.at(stage.ends_at),
-            limit=CROWDED * rules.manifest.cell_size,
+            max_peers=CROWDED * rules.manifest.cell_size,
             order=partial(rules.draw.order, rules.peer),
-            max_bytes=max_blob_bytes(rules.manifest, stage),
+            limit=groups_limit(rules.manifest, stage),
         )
         mates.hear(stage, heard)
         begins = stage.ends_at

@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from filelock import FileLock, Timeout
 
 from swarm.errors import SwarmError
 
 HOME_LOCK, HOME_LOCK_SECONDS = "lock", 0.5
-DEFAULT_LISTEN = "/ip4/127.0.0.1/tcp/0"
 
 
 def swarm_home() -> Path:
@@ -52,7 +52,10 @@ class Settings:
     """A peer's place on disk and in the network."""
 
     home: Path
-    listen: tuple[str, ...] = (DEFAULT_LISTEN,)  # libp2p multiaddrs
+    listen: tuple[str, ...] | None = None  # libp2p multiaddrs; None: see `swarm.exchange.reach.reach_of`
+    public_addresses: tuple[str, ...] = ()  # multiaddrs told to others, in place of those that libp2p finds
+    trusted_relays: tuple[str, ...] = ()  # multiaddrs of peers through which one behind a NAT is reached
+    nat: Literal["auto", "off"] = "auto"  # port mapping, relays and hole punching
     initial_peers: tuple[str, ...] = ()
     threads: int | None = None  # of torch; None leaves torch's own choice
     relay_url: str | None = None  # who pays for our transactions; None: our own account

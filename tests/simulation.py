@@ -141,7 +141,7 @@ def _gather(effect: Gather, peers: list[SimulatedPeer]) -> list[Received]:
     sent.sort(key=lambda item: effect.order(item[1].announcement.root))
     return [
         Received(sender, publish.announcement.root, _groups(publish.blob))
-        for sender, publish in sent[: effect.limit]
+        for sender, publish in sent[: effect.max_peers]
     ]
 
 

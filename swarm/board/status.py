@@ -1,4 +1,7 @@
-"""`swarm status`: what this peer does, and how far each of its reports is, from its own files alone."""
+"""`swarm status`: what this peer does, how far each of its reports is, and what it heard of others.
+
+From its own files alone; what is missing or damaged is not shown.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +12,22 @@ from pathlib import Path
 import msgspec
 from filelock import FileLock, Timeout
 from msgspec import Struct
+from rich.markup import escape
 from rich.table import Table
 
 from identity import Identity, peer_name
 from swarm.errors import LedgerError, SwarmError
+from swarm.exchange.addresses import ADDRESSES_FILE, AddressBook
+from swarm.exchange.gossip import GOSSIP_FILE, Drop, Equivocation, GossipReader, HeardEntry, RoundGossip
 from swarm.ledger.deliveries import Deliveries, Delivery
 from swarm.ledger.facts import FACTS_FILE, read_facts
 from swarm.manifest import MICROS, parse_canonical
 from swarm.records import Records, RoundRecord, Status
 from swarm.settings import HOME_LOCK, Settings
+
+SHOWN_REASONS = 3  # of a round's drops, in text
+SHOWN_DROPS = 20  # of a round's drops by peer, in JSON; under attack a round has a thousand
+SHOWN_EQUIVOCATIONS = 20  # in text
 
 
 class RoundStatus(Struct, frozen=True, kw_only=True):
@@ -33,6 +43,20 @@ class RoundStatus(Struct, frozen=True, kw_only=True):
     error: str | None
 
 
+class GossipStatus(RoundGossip, frozen=True, kw_only=True):
+    """One round's gossip, with names."""
+
+    announcements: list[HeardEntry]
+    drops: list[Drop]  # the most frequent
+
+
+class ExchangeStatus(Struct, frozen=True, kw_only=True):
+    """What the exchange remembers for its next start."""
+
+    port: int | None  # TCP, on which it listened last
+    known_peers: int
+
+
 class SwarmStatus(Struct, frozen=True, kw_only=True):
     """One swarm in which the peer took part."""
 
@@ -41,6 +65,9 @@ class SwarmStatus(Struct, frozen=True, kw_only=True):
     address: str
     doing: Status | None
     rounds: list[RoundStatus]
+    gossip: list[GossipStatus]
+    equivocations: list[Equivocation]
+    exchange: ExchangeStatus | None
 
 
 class PeerStatus(Struct, frozen=True, kw_only=True):
@@ -68,7 +95,7 @@ def peer_status(settings: Settings) -> PeerStatus:
 
 def status_table(swarm: SwarmStatus, last: int) -> Table:
     """The last rounds of one swarm."""
-    table = Table(title=f"{swarm.name}, {swarm.address}", title_justify="left")
+    table = Table(title=escape(f"{swarm.name}, {swarm.address}"), title_justify="left")
     table.add_column("round", justify="right")
     table.add_column("answers", justify="right")
     table.add_column("reward", justify="right")
@@ -81,10 +108,50 @@ def status_table(swarm: SwarmStatus, last: int) -> Table:
             str(entry.round),
             "–" if answers is None else f"{answers:.2f}",
             f"{entry.reward_micros / MICROS:.3f}",
-            state if entry.error is None else f"{state}: {entry.error}",
+            escape(state if entry.error is None else f"{state}: {entry.error}"),
             entry.tx or "",
         )
     return table
+
+
+def gossip_table(swarm: SwarmStatus, last: int) -> Table:
+    """What was heard and dropped in the last rounds of one swarm."""
+    table = Table(title="heard of others", title_justify="left")
+    for name in ("round", "heard", "fetched", "MB"):
+        table.add_column(name, justify="right")
+    table.add_column("dropped", overflow="fold")
+    for entry in swarm.gossip[-last:]:
+        table.add_row(
+            str(entry.round),
+            str(entry.heard),
+            str(entry.fetched),
+            f"{entry.fetched_bytes / 1e6:.1f}",
+            escape(_dropped_text(entry.dropped)),
+        )
+    return table
+
+
+def exchange_lines(swarm: SwarmStatus, last: int) -> list[str]:
+    """Who said two different things in the last rounds of one swarm, and how peers are found again."""
+    shown = {entry.round for entry in swarm.gossip[-last:]}
+    proved = [proof for proof in swarm.equivocations if proof.round in shown]
+    lines = [
+        f"{proof.name} ({proof.peer}) announced two different things in round {proof.round}, {proof.stage}: "
+        "evidence kept"
+        for proof in proved[-SHOWN_EQUIVOCATIONS:]
+    ]
+    if len(proved) > len(lines):
+        lines.append(f"{len(proved) - len(lines)} more announced two different things: see --json")
+    if swarm.exchange is not None:
+        port = "none yet" if swarm.exchange.port is None else swarm.exchange.port
+        lines.append(f"last TCP port: {port}, peers in the address book: {swarm.exchange.known_peers}")
+    return lines
+
+
+def _dropped_text(dropped: dict[str, int]) -> str:
+    parts = [f"{count} {reason}" for reason, count in list(dropped.items())[:SHOWN_REASONS]]
+    others = sum(list(dropped.values())[SHOWN_REASONS:])
+    return ", ".join([*parts, f"{others} for other reasons"] if others else parts)
 
 
 def _is_running(path: Path) -> bool:
@@ -111,13 +178,32 @@ def _swarm_status(facts_file: Path) -> SwarmStatus | None:
             doing, records = opened.status(), opened.rounds()
         with contextlib.closing(Deliveries(folder / "outbox.sqlite", read_only=True)) as outbox:
             deliveries = {delivery.round: delivery for delivery in outbox.all()}
+    gossip = GossipReader(folder / GOSSIP_FILE)
     return SwarmStatus(
         name=parse_canonical(facts.manifest, f"of {facts.address}").name,
         swarm=facts.swarm_id.hex(),
         address=facts.address,
         doing=doing,
         rounds=[_round_status(record, deliveries.get(record.round)) for record in records],
+        gossip=[_gossip_status(gossip, summary) for summary in gossip.rounds()],
+        equivocations=gossip.equivocations(),
+        exchange=_exchange_status(folder / ADDRESSES_FILE),
     )
+
+
+def _gossip_status(gossip: GossipReader, summary: RoundGossip) -> GossipStatus:
+    return GossipStatus(
+        **msgspec.structs.asdict(summary),
+        announcements=gossip.heard(summary.round),
+        drops=gossip.drops(summary.round, SHOWN_DROPS),
+    )
+
+
+def _exchange_status(path: Path) -> ExchangeStatus | None:
+    if not path.exists():
+        return None
+    book = AddressBook(path)
+    return ExchangeStatus(port=book.own_port, known_peers=len(book))
 
 
 def _round_status(record: RoundRecord, delivery: Delivery | None) -> RoundStatus:

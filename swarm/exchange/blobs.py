@@ -1,107 +1,37 @@
-"""Blobs: files named by their SHA-256, and the stream protocol by which peers hand them to each other.
+"""Blobs between peers: the server that hands out a store's, and the fetcher that trusts no server.
 
-request   32 bytes: the digest
-answer    1 status byte; if it is OK, 8 bytes big-endian: the size, then the content
+On a `wire.BLOB_STREAM` the reader sends a `BlobRequest`, the server a `BlobHeader` and then, if it has the
+blob and is not busy, the blob's bytes from the asked offset on.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import os
-import threading
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
-from pathlib import Path
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, closing, contextmanager, suppress
+from typing import BinaryIO
 
 from hivemind.p2p import P2P, P2PDaemonError
 from hivemind.p2p.p2p_daemon_bindings.datastructures import StreamInfo
 
 from swarm.errors import ExchangeError
+from swarm.exchange import streams, wire
 from swarm.exchange.dht import libp2p_peer
+from swarm.exchange.store import BlobStore, Partial
+from swarm.exchange.validator import reason
 
-PROTOCOL = "/swarm/blob/1"
-DIGEST_BYTES = 32
-SIZE_BYTES = 8
-CHUNK_BYTES = 256 * 1024
-OK, UNKNOWN, BUSY = b"\x00", b"\x01", b"\x02"
-
-MAX_SERVES = 32  # streams at once; each holds one chunk in memory
+MAX_STREAMS = 256  # open at once, each a file descriptor; a stock process has 1024
+MAX_STREAMS_PER_PEER = 8
+MAX_SERVES = 32  # of these served at once; each holds one chunk in memory
 MAX_SERVES_PER_PEER = 4
-CHUNK_TIMEOUT_SECONDS = 5.0  # silence after which the other side counts as stalled
+
+MAX_FETCHES = 8
+MAX_FETCHES_PER_PEER = 2
+MAX_FETCHED_BYTES = 64 * 2**20  # of the blobs that are fetched at once, which are held in memory
+OPEN_SECONDS = 5.0
 BUSY_RETRY_SECONDS = 0.2
-
-
-class BlobStore:
-    """Content-addressed files in one folder, at most `max_bytes` in total; safe to use from any thread.
-
-    When full, the blobs written longest ago go first. Files are written whole or not at all.
-    """
-
-    def __init__(self, folder: Path, max_bytes: int) -> None:
-        self.folder = folder
-        self.max_bytes = max_bytes
-        self._lock = threading.Lock()
-        folder.mkdir(parents=True, exist_ok=True)
-        for leftover in folder.glob(".*.partial"):
-            leftover.unlink(missing_ok=True)
-        files = sorted((entry for entry in folder.iterdir() if _is_blob(entry)), key=_written_at)
-        self._sizes = {bytes.fromhex(file.name): file.stat().st_size for file in files}  # oldest first
-        self._total = sum(self._sizes.values())
-
-    def put(self, data: bytes) -> bytes:
-        """Keep `data`, making room if needed; returns its digest. `ExchangeError` if it cannot fit."""
-        if len(data) > self.max_bytes:
-            raise ExchangeError(
-                f"blob of {len(data)} bytes is over the store's {self.max_bytes}: raise the quota"
-            )
-        digest = hashlib.sha256(data).digest()
-        with self._lock:
-            if digest in self._sizes and self.path(digest).exists():
-                self._sizes[digest] = self._sizes.pop(digest)  # now the newest
-                os.utime(self.path(digest))
-                return digest
-            self._forget(digest)
-            self._make_room(len(data))
-            partial = self.folder / f".{digest.hex()}.partial"
-            try:
-                partial.write_bytes(data)
-                partial.replace(self.path(digest))
-            except OSError as error:
-                partial.unlink(missing_ok=True)
-                raise ExchangeError(
-                    f"cannot keep a blob of {len(data)} bytes in {self.folder}: {error.strerror}"
-                ) from error
-            self._sizes[digest] = len(data)
-            self._total += len(data)
-        return digest
-
-    def get(self, digest: bytes) -> bytes | None:
-        """The blob, or None if it is not here. One that the disk has spoiled is removed and not here."""
-        try:
-            data = self.path(digest).read_bytes()
-        except OSError:
-            return None
-        if hashlib.sha256(data).digest() == digest:
-            return data
-        with self._lock:
-            self._forget(digest)
-            self.path(digest).unlink(missing_ok=True)
-        return None
-
-    def path(self, digest: bytes) -> Path:
-        """Where the blob is, if it is here."""
-        return self.folder / digest.hex()
-
-    def _make_room(self, needed: int) -> None:
-        while self._sizes and self._total + needed > self.max_bytes:
-            oldest = next(iter(self._sizes))
-            self._forget(oldest)
-            self.path(oldest).unlink(missing_ok=True)
-
-    def _forget(self, digest: bytes) -> None:
-        self._total -= self._sizes.pop(digest, 0)
 
 
 class BlobServer:
@@ -109,113 +39,227 @@ class BlobServer:
 
     def __init__(self, store: BlobStore) -> None:
         self._store = store
-        self._serving: Counter[bytes] = Counter()
+        self._streams = _Limit(MAX_STREAMS, MAX_STREAMS_PER_PEER)
+        self._serves = _Limit(MAX_SERVES, MAX_SERVES_PER_PEER)
 
     async def start(self, p2p: P2P) -> None:
         """Begin to answer on `p2p`."""
-        await p2p.add_binary_stream_handler(PROTOCOL, self._handle)
+        await p2p.add_binary_stream_handler(wire.BLOB_STREAM, self._handle)
 
     async def _handle(
         self, info: StreamInfo, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
         # Called by hivemind for each stream that a peer opens. Whatever the peer does, slow, silent or
         # gone, ends this one stream and nothing else.
-        with closing(writer), suppress(OSError, asyncio.IncompleteReadError):
+        peer = info.peer_id.to_bytes()
+        with self._streams.slot(peer) as admitted, suppress(ExchangeError, EOFError, OSError):
             try:
-                # Read before answering BUSY: a stream closed in front of the request looks broken.
-                digest = await asyncio.wait_for(reader.readexactly(DIGEST_BYTES), CHUNK_TIMEOUT_SECONDS)
-                with self._slot(info.peer_id.to_bytes()) as free:
-                    await (self._serve(digest, writer) if free else _send(writer, BUSY))
-            except TimeoutError:
-                writer.transport.abort()  # close() would wait for the peer to take what is buffered
+                if admitted:
+                    await self._answer(peer, reader, writer)
+            finally:
+                writer.transport.abort()  # loses nothing: `send` waits until all is out
 
-    async def _serve(self, digest: bytes, writer: asyncio.StreamWriter) -> None:
+    async def _answer(self, peer: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        request = await streams.receive_message(reader, wire.BlobRequest)
+        with self._serves.slot(peer) as free:
+            if not free:
+                await streams.send_message(writer, wire.BlobHeader(status=wire.BLOB_BUSY))
+                return
+            file = await asyncio.to_thread(self._open, request)
+            if file is None:
+                await streams.send_message(writer, wire.BlobHeader(status=wire.BLOB_UNKNOWN))
+                return
+            with file:
+                await self._send(file, writer)
+
+    async def _send(self, file: BinaryIO, writer: asyncio.StreamWriter) -> None:
+        size_bytes = os.fstat(file.fileno()).st_size
+        await streams.send_message(writer, wire.BlobHeader(status=wire.BLOB_FOLLOWS, size_bytes=size_bytes))
+        while chunk := await asyncio.to_thread(file.read, streams.CHUNK_BYTES):
+            await streams.send(writer, chunk)
+
+    def _open(self, request: wire.BlobRequest) -> BinaryIO | None:
+        """The blob's file at the asked offset; None if it has no such offset, or is not here."""
+        path, size_bytes = self._store.path(request.digest), self._store.size(request.digest)
+        if path is None or size_bytes is None or request.offset > size_bytes:
+            return None
         try:
-            file = self._store.path(digest).open("rb")
+            file = path.open("rb", buffering=0)
         except OSError:
-            await _send(writer, UNKNOWN)
-            return
-        with file:
-            size = os.fstat(file.fileno()).st_size
-            await _send(writer, OK + size.to_bytes(SIZE_BYTES, "big"))
-            while chunk := file.read(CHUNK_BYTES):
-                await _send(writer, chunk)
+            return None
+        file.seek(request.offset)
+        return file
+
+
+class Fetcher:
+    """Fetches blobs into a store, within limits; lives in the exchange's asyncio thread.
+
+    A peer that serves something wrong or stalls is shunned: nothing more is fetched from it until `forgive`,
+    so that it costs its reader that much once a round and no more.
+    """
+
+    def __init__(self, store: BlobStore) -> None:
+        self.shunned: dict[bytes, str] = {}  # peer to reason
+        self.not_kept = 0  # blobs that were fetched but that the store could not keep
+        self._store = store
+        self._gate = _Gate()
+
+    def forgive(self) -> None:
+        """Called at each new round, from any thread: shunned peers may be fetched from again."""
+        self.shunned.clear()
+
+    async def fetch(self, p2p: P2P, peer: bytes, digest: bytes, size_bytes: int, *, timeout: float) -> bytes:
+        """A blob of exactly `size_bytes` from a peer (its 32-byte digest), within `timeout` seconds.
+
+        Goes on where an earlier attempt ended, and is in the store afterwards if that has room. Waiting for
+        other fetches to end counts as time. What the peer may send after the blob is not read.
+        Raises `ExchangeError` with the reason; what stands before its first colon is from a fixed set.
+        """
+        try:
+            async with asyncio.timeout(timeout):
+                return await self._fetch(p2p, peer, digest, size_bytes)
+        except TimeoutError:
+            raise ExchangeError("blob did not come in time") from None
+        except _NotServed:
+            raise
+        except ExchangeError as error:
+            self.shunned[peer] = reason(error)
+            raise
+
+    async def _fetch(self, p2p: P2P, peer: bytes, digest: bytes, size_bytes: int) -> bytes:
+        broke_off = False
+        while True:
+            self._refuse_shunned(peer)
+            async with self._gate.slot(peer, size_bytes), self._begun(digest, size_bytes) as partial:
+                self._refuse_shunned(peer)  # it may have failed another fetch meanwhile
+                resumed = partial.offset > 0
+                try:
+                    served = await _download(p2p, peer, partial)
+                except (EOFError, ConnectionError):
+                    if broke_off:
+                        raise ExchangeError("peer broke off the blob") from None
+                    broke_off = True
+                    continue
+                if served:
+                    try:
+                        return await self._finish(partial)
+                    except ExchangeError:
+                        if not resumed:
+                            raise
+                        continue  # from zero: the first part may be another peer's fault
+            # Outside the gate, so that a peer which says busy for ever keeps nobody waiting.
+            await asyncio.sleep(BUSY_RETRY_SECONDS)
+
+    @asynccontextmanager
+    async def _begun(self, digest: bytes, size_bytes: int) -> AsyncIterator[Partial]:
+        beginning = asyncio.create_task(asyncio.to_thread(self._store.begin, digest, size_bytes))
+        try:
+            yield await asyncio.shield(beginning)
+        finally:  # whenever and however often this is cancelled: an open partial keeps its file to itself
+            await asyncio.shield(_close(beginning))
+
+    async def _finish(self, partial: Partial) -> bytes:
+        data = await asyncio.to_thread(partial.finish)
+        self.not_kept += not partial.kept
+        return data
+
+    def _refuse_shunned(self, peer: bytes) -> None:
+        if peer in self.shunned:
+            raise _NotServed(f"sender failed earlier in this round: {self.shunned[peer]}")
+
+
+class _NotServed(ExchangeError):
+    """There is no blob from this peer now, and that is not its misbehaviour."""
+
+
+async def _close(beginning: asyncio.Task[Partial]) -> None:
+    await asyncio.to_thread((await beginning).close)
+
+
+async def _download(p2p: P2P, peer: bytes, partial: Partial) -> bool:
+    """Let a peer serve the rest of a blob; False if it is busy.
+
+    Raises `_NotServed`; `EOFError` or `ConnectionError` if the blob breaks off in the middle; and another
+    `ExchangeError` for what only a bad peer does.
+    """
+    try:
+        async with asyncio.timeout(OPEN_SECONDS):
+            _, reader, writer = await p2p.call_binary_stream_handler(libp2p_peer(peer), wire.BLOB_STREAM)
+    except TimeoutError:
+        raise _NotServed(f"peer cannot be reached: no answer in {OPEN_SECONDS:g} seconds") from None
+    except (P2PDaemonError, EOFError, OSError) as error:
+        raise _NotServed(f"peer cannot be reached: {' '.join(str(error).split())[:200]}") from error
+    with closing(writer):
+        try:
+            await streams.send_message(writer, wire.BlobRequest(digest=partial.digest, offset=partial.offset))
+            header = await streams.receive_message(reader, wire.BlobHeader)
+        except (EOFError, ConnectionError):
+            return False  # too many streams are open there
+        if header.status == wire.BLOB_BUSY:
+            return False
+        if header.status == wire.BLOB_UNKNOWN:
+            raise _NotServed("peer does not have the blob")
+        if header.size_bytes != partial.size_bytes:
+            raise ExchangeError("blob has another size than announced")
+        async for chunk in streams.receive_bytes(reader, partial.size_bytes - partial.offset):
+            await asyncio.to_thread(partial.write, chunk)
+    return True
+
+
+class _Limit:
+    """So many at once in all and per peer; who comes when it is reached is turned away."""
+
+    def __init__(self, total: int, per_peer: int) -> None:
+        self._total = total
+        self._per_peer = per_peer
+        self._taken: Counter[bytes] = Counter()
 
     @contextmanager
-    def _slot(self, peer: bytes) -> Iterator[bool]:
-        if self._serving.total() >= MAX_SERVES or self._serving[peer] >= MAX_SERVES_PER_PEER:
+    def slot(self, peer: bytes) -> Iterator[bool]:
+        """Whether there was a free slot, which then is taken until the end of the block."""
+        if self._taken.total() >= self._total or self._taken[peer] >= self._per_peer:
             yield False
             return
-        self._serving[peer] += 1
+        self._taken[peer] += 1
         try:
             yield True
         finally:
-            self._serving[peer] -= 1
-            if not self._serving[peer]:
-                del self._serving[peer]
+            self._taken[peer] -= 1
+            if not self._taken[peer]:
+                del self._taken[peer]
 
 
-async def fetch(p2p: P2P, peer: bytes, digest: bytes, size_bytes: int, timeout: float) -> bytes:
-    """Read a blob of exactly `size_bytes` from a peer (its 32-byte digest) within `timeout` seconds.
+class _Gate:
+    """`MAX_FETCHES` at once, `MAX_FETCHES_PER_PEER` from one peer, and `MAX_FETCHED_BYTES`; others wait.
 
-    Raises `ExchangeError` with the reason: unreachable, unknown blob, wrong size, wrong digest, stalled.
+    A blob of more bytes than that passes when it is alone.
     """
-    try:
-        async with asyncio.timeout(timeout):
-            while (data := await _fetch_once(p2p, peer, digest, size_bytes)) is None:
-                await asyncio.sleep(BUSY_RETRY_SECONDS)
-    except TimeoutError:
-        raise ExchangeError("blob did not come in time") from None
-    except (asyncio.IncompleteReadError, ConnectionError):
-        raise ExchangeError("peer broke off the blob") from None
-    except (P2PDaemonError, OSError) as error:
-        raise ExchangeError(f"peer cannot be reached: {' '.join(str(error).split())[:200]}") from error
-    return data
 
+    def __init__(self) -> None:
+        self._peers: Counter[bytes] = Counter()
+        self._bytes = 0
+        self._freed = asyncio.Event()  # each serves once
 
-async def _fetch_once(p2p: P2P, peer: bytes, digest: bytes, size_bytes: int) -> bytes | None:
-    """One attempt; None if the peer is busy."""
-    _, reader, writer = await p2p.call_binary_stream_handler(libp2p_peer(peer), PROTOCOL)
-    with closing(writer):
-        await _send(writer, digest)
-        status = await _receive(reader, 1)
-        if status == BUSY:
-            return None
-        if status != OK:
-            raise ExchangeError("peer does not have the blob")
-        if int.from_bytes(await _receive(reader, SIZE_BYTES), "big") != size_bytes:
-            raise ExchangeError("blob has another size than announced")
-        content, hashed = bytearray(), hashlib.sha256()
-        while len(content) < size_bytes:
-            chunk = await _read(reader.read(min(CHUNK_BYTES, size_bytes - len(content))))
-            if not chunk:
-                raise ExchangeError("peer broke off the blob")
-            content += chunk
-            hashed.update(chunk)
-    if hashed.digest() != digest:
-        raise ExchangeError("blob has another digest than announced")
-    return bytes(content)
+    @asynccontextmanager
+    async def slot(self, peer: bytes, size_bytes: int) -> AsyncIterator[None]:
+        """Wait for a slot and take it until the end of the block."""
+        while not self._has_room(peer, size_bytes):
+            await self._freed.wait()
+        self._peers[peer] += 1
+        self._bytes += size_bytes
+        try:
+            yield
+        finally:
+            self._peers[peer] -= 1
+            self._bytes -= size_bytes
+            if not self._peers[peer]:
+                del self._peers[peer]
+            freed, self._freed = self._freed, asyncio.Event()
+            freed.set()
 
-
-async def _receive(reader: asyncio.StreamReader, count: int) -> bytes:
-    return await _read(reader.readexactly(count))
-
-
-async def _read(reading: object) -> bytes:
-    try:
-        return await asyncio.wait_for(reading, CHUNK_TIMEOUT_SECONDS)  # type: ignore[arg-type]
-    except TimeoutError:
-        raise ExchangeError("peer stalled") from None
-
-
-async def _send(writer: asyncio.StreamWriter, data: bytes) -> None:
-    writer.write(data)
-    await asyncio.wait_for(writer.drain(), CHUNK_TIMEOUT_SECONDS)
-
-
-def _is_blob(path: Path) -> bool:
-    return path.is_file() and len(path.name) == 2 * DIGEST_BYTES and set(path.name) <= set("0123456789abcdef")
-
-
-def _written_at(path: Path) -> float:
-    return path.stat().st_mtime
+    def _has_room(self, peer: bytes, size_bytes: int) -> bool:
+        return not self._peers or (
+            self._peers.total() < MAX_FETCHES
+            and self._peers[peer] < MAX_FETCHES_PER_PEER
+            and self._bytes + size_bytes <= MAX_FETCHED_BYTES
+        )

@@ -1,52 +1,56 @@
-"""The exchange's inside: one libp2p host, one DHT node, one blob server, all in one asyncio thread."""
+"""The exchange's inside: what a peer says and hears, over a libp2p host that may die and is built anew."""
 
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
-import socket
-from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from hivemind.dht import DHTNode
-from hivemind.p2p import P2P
+from hivemind.dht.routing import DHTID
+from hivemind.utils import MSGPackSerializer
+
+from msgspec import Struct
 
 from identity import Identity, IdentityError
 from swarm.errors import ExchangeError, WireError
-from swarm.exchange import blobs, dht, wire
-from swarm.exchange.validator import ROUND_TOLERANCE, AnnouncementValidator, key_hash, reason
+from swarm.exchange import blobs, dht, hello, wire
+from swarm.exchange.addresses import AddressBook
+from swarm.exchange.gossip import Gossip
+from swarm.exchange.host import Host
+from swarm.exchange.multiaddr import tcp_ports
+from swarm.exchange.reach import Reach, Reachability, ReachServer, reachability
+from swarm.exchange.storage import RecordStorage
+from swarm.exchange.store import BlobStore
+from swarm.exchange.validator import (
+    ROUND_TOLERANCE,
+    AnnouncementValidator,
+    SwarmRules,
+    key_hash,
+    reason,
+)
 
 log = logging.getLogger(__name__)
 
-P2PD_START_SECONDS = 30.0
-P2PD_STOP_SECONDS = 1.5
 STORE_TIMEOUT_SECONDS = 12.0  # a few rounds of the DHT's 3-second calls to dead peers
 READ_TIMEOUT_SECONDS = 12.0
-REJOIN_SECONDS = 15.0
-MAX_FETCHES = 8  # at once, in one collect: bounds memory to that many blobs
+RESTART_SECONDS, MAX_RESTART_SECONDS = 0.5, 30.0  # between tries to start libp2p again, doubling
+FLUSH_SECONDS = 1.0
+MEET_SECONDS = 15.0  # between looks at who is new, and at whether we are alone
+REACH_SECONDS = 3600.0
+BOOK_DIALS = 16  # addresses from the address book that a lonely peer dials at once
+# What one stage may bring in all, however much the cell announces: bounds memory.
+MAX_STAGE_BYTES = 64 * 2**20
 
 
-class Slot(NamedTuple):
-    """Where exactly one announcement of a peer belongs."""
+class Place(NamedTuple):
+    """Where the announcements of one stage of one cell are."""
 
     round: int
     stage: int
     cell: int
-
-
-@dataclass(frozen=True)
-class Reach:
-    """How this peer listens, and which of libp2p's means to be reached through a NAT it uses."""
-
-    listen: tuple[str, ...]
-    announce_addresses: tuple[str, ...]
-    nat_port_map: bool
-    auto_nat: bool
-    use_relay: bool
 
 
 @dataclass(frozen=True)
@@ -57,89 +61,212 @@ class Collected:
     groups: tuple[wire.Group, ...]
 
 
+class Health(Struct, frozen=True, kw_only=True):
+    """How a peer's exchange is, for its owner."""
+
+    peers: int  # in the routing table
+    restarts: int  # of libp2p, in this life of the node
+    reach: Reachability | None  # None until somebody could be asked
+
+
 class Peer:
-    """All coroutines here run in the exchange's own thread; `store` and the counters may be read from any."""
+    """All coroutines here run in the exchange's own thread; plain attributes may be read from any.
+
+    It is the validator's witness: what is refused goes into the gossip log.
+    """
 
     def __init__(
         self,
         identity: Identity,
         signer: wire.Signer,
-        validator: AnnouncementValidator,
-        store: blobs.BlobStore,
+        rules: SwarmRules,
+        store: BlobStore,
+        gossip: Gossip,
+        book: AddressBook,
         reach: Reach,
     ) -> None:
-        self.validator = validator
         self.store = store
-        self.dropped: Counter[str] = Counter()
-        self.copies: set[Slot] = set()  # in which somebody else spoke with our key
+        self.gossip = gossip
+        self.copies: set[tuple[int, int]] = set()  # (round, stage) in which somebody else spoke with our key
+        self.restarts = 0  # of libp2p
+        self.reachability: Reachability | None = None
         self._identity = identity
         self._signer = signer
+        self._rules = rules
+        self._validator = AnnouncementValidator(rules, self)
+        self._storage = RecordStorage(rules.now, lambda why, peer: self._validator.drop(why, peer=peer))
+        self._book = book
         self._reach = reach
-        self._p2p: P2P | None = None
-        self._node: DHTNode | None = None
+        self._fetcher = blobs.Fetcher(store)
+        self._reach_server = ReachServer()
+        self._host: Host | None = None
         self._known: list[str] = []  # bootstrap addresses
-        self._announced: dict[Slot, bytes] = {}  # own envelopes, for as long as they are of use
-        self._rejoining: asyncio.Task[None] | None = None
+        self._announced: dict[Place, bytes] = {}  # own envelopes, for as long as they are of use
+        self._greeted: dict[bytes, tuple[str, ...]] = {}  # what peers said of their addresses, in this life
+        self._chores: list[asyncio.Task[None]] = []
+
+    @property
+    def health(self) -> Health:
+        """How things are; may be asked from any thread."""
+        host = self._host
+        peers = len(host.peers) if host is not None else 0
+        return Health(peers=peers, restarts=self.restarts, reach=self.reachability)
+
+    # What the validator's witness is told
+
+    def dropped(self, reason: str, *, peer: bytes | None = None, via: bytes | None = None) -> None:
+        """Called by the validator for each refused record."""
+        self.gossip.dropped(reason, peer=peer, via=via)
+
+    def equivocated(self, peer: bytes, round: int, stage: int, first: bytes, second: bytes) -> None:
+        """Called by the validator when a peer signed two different announcements for one slot."""
+        if peer == self._identity.peer:
+            self.copies.add((round, stage))
+        self.gossip.equivocated(peer, round, stage, first, second)
+
+    # Life
 
     async def start(self, initial_peers: Iterable[str]) -> None:
-        """Start p2pd, the DHT node and the blob server, then join."""
-        for address in self._reach.listen:
-            _check_free(address)
-        try:
-            self._p2p = await P2P.create(
-                identity_path=str(self._identity.path),
-                host_maddrs=list(self._reach.listen),
-                announce_maddrs=list(self._reach.announce_addresses) or None,
-                nat_port_map=self._reach.nat_port_map,
-                auto_nat=self._reach.auto_nat,
-                use_relay=self._reach.use_relay,
-                startup_timeout=P2PD_START_SECONDS,
-                check_if_identity_free=False,  # starts a second p2pd; the journal guards against copies
-            )
-        except Exception as error:  # hivemind raises many kinds; one boundary
-            raise ExchangeError(
-                f"libp2p cannot start on {', '.join(self._reach.listen)}: {' '.join(str(error).split())}"
-            ) from error
-        self._node = await dht.create_node(self._p2p, self.validator)
-        await blobs.BlobServer(self.store).start(self._p2p)
-        await self.join(initial_peers)
-        self._rejoining = asyncio.create_task(self._rejoin_when_alone())
+        """Start libp2p, join, and keep both going from then on. `ExchangeError` if it cannot listen."""
+        self._known = list(dict.fromkeys(initial_peers))
+        self._host = await self._start_host()
+        await self._join(self._host, [*self._known, *self._book.multiaddrs(BOOK_DIALS)])
+        chores: tuple[Coroutine[Any, Any, None], ...] = (
+            self._keep_alive(),
+            self._keep_log(),
+            self._keep_company(),
+            self._look_from_outside(),
+        )
+        self._chores = [asyncio.create_task(chore) for chore in chores]
 
     async def stop(self) -> None:
-        """End p2pd, whatever state it is in."""
-        node, p2p, self._node, self._p2p = self._node, self._p2p, None, None
-        if node is not None:
-            node.is_alive = False  # its shutdown() would only tell p2pd, which ends anyway
-        if p2p is None:
-            return
-        child = p2p._child
-        try:
-            await asyncio.wait_for(p2p.shutdown(), P2PD_STOP_SECONDS)
-        except TimeoutError:
-            with suppress(ProcessLookupError):
-                child.kill()
-            await child.wait()
+        """End p2pd, whatever state it is in, and write down what is worth keeping."""
+        for chore in self._chores:
+            chore.cancel()
+        await asyncio.gather(*self._chores, return_exceptions=True)
+        host, self._host = self._host, None
+        if host is not None:
+            await host.stop()
+        await asyncio.to_thread(self._book.save)
+        await asyncio.to_thread(self.gossip.close)
+
+    async def _start_host(self) -> Host:
+        host = await self._listen()
+        await blobs.BlobServer(self.store).start(host.p2p)
+        await self._reach_server.start(host.p2p)
+        await hello.serve(host.p2p)
+        # From now on the same port is listened on, in this life and the next: others remember it.
+        ports = tcp_ports(await host.multiaddrs())
+        if ports:
+            self._book.own_port = ports[0]
+        return host
+
+    async def _listen(self) -> Host:
+        """Start p2pd; where any port would do, on the one of last time, if that is still free."""
+        if self._book.own_port is not None and (again := self._reach.on_port(self._book.own_port)):
+            with suppress(ExchangeError):
+                return await Host.start(self._identity.path, again, self._validator, self._storage)
+        return await Host.start(self._identity.path, self._reach, self._validator, self._storage)
+
+    async def _keep_alive(self) -> None:
+        """Build libp2p anew whenever it dies, with the same key, port, records and acquaintances."""
+        while True:
+            assert self._host is not None
+            why = await self._host.died()
+            dead, self._host = self._host, None
+            log.warning("libp2p %s, starting it again", why)
+            peers = dead.peers
+            try:
+                await dead.stop()
+            except asyncio.CancelledError:
+                self._host = dead  # stop() ends it
+                raise
+            pause = RESTART_SECONDS
+            while self._host is None:
+                try:
+                    self._host = await self._start_host()
+                except ExchangeError as error:
+                    log.warning("libp2p not started, next try in seconds=%.0f error=%r", pause, str(error))
+                    await asyncio.sleep(pause)
+                    pause = min(2 * pause, MAX_RESTART_SECONDS)
+            self.restarts += 1
+            addresses = [address for peer in peers for address in self._greeted.get(peer, ())]
+            await self._join(self._host, [*self._known, *addresses, *self._book.multiaddrs(BOOK_DIALS)])
+            for place, envelope in self._announced.items():
+                with suppress(ExchangeError):
+                    await self._store(self._host, place, envelope)
+            log.info("libp2p is back peers=%d", len(self._host.peers))
+
+    async def _keep_log(self) -> None:
+        while True:
+            await asyncio.sleep(FLUSH_SECONDS)
+            await asyncio.to_thread(self.gossip.flush)
+
+    async def _keep_company(self) -> None:
+        """Remember where the peers are that we meet; look for some while there are none."""
+        while True:
+            host = self._host
+            if host is not None and not host.peers:
+                await self._join(host, [*self._known, *self._book.multiaddrs(BOOK_DIALS)])
+            if host is not None:
+                await self._greet(host)
+            await asyncio.sleep(MEET_SECONDS)
+
+    async def _greet(self, host: Host) -> None:
+        peers = host.peers
+        for peer in peers:
+            if peer not in self._greeted:
+                with suppress(ExchangeError):
+                    self._greeted[peer] = await hello.ask(host.p2p, peer)
+        self._greeted = {peer: said for peer, said in self._greeted.items() if peer in peers}
+        for peer, addresses in self._greeted.items():
+            self._book.remember(peer, addresses)
+        await asyncio.to_thread(self._book.save)
+
+    async def _look_from_outside(self) -> None:
+        """Find out, from other peers, whether others can reach us."""
+        while True:
+            with suppress(ExchangeError):
+                host = self._running()
+                self.reachability = await reachability(
+                    host.p2p, host.peers, tcp_ports(await host.multiaddrs())
+                )
+            known = self.reachability is not None and self.reachability.asked > 0
+            await asyncio.sleep(REACH_SECONDS if known else MEET_SECONDS)
+
+    # Others
 
     async def multiaddrs(self) -> list[str]:
-        p2p, _ = self._running()
-        return list(dict.fromkeys(str(address) for address in await p2p.get_visible_maddrs(latest=True)))
+        return await self._running().multiaddrs()
 
     async def peer_count(self) -> int:
-        _, node = self._running()
-        return len(node.protocol.routing_table.peer_id_to_uid)
+        return len(self._running().peers)
 
     async def join(self, addresses: Iterable[str]) -> None:
-        p2p, node = self._running()
         addresses = list(addresses)
         self._known = list(dict.fromkeys([*self._known, *addresses]))
-        failed = await dht.join(node, p2p, addresses)
+        await self._join(self._running(), addresses)
+
+    async def _join(self, host: Host, addresses: Iterable[str]) -> None:
+        addresses = list(dict.fromkeys(addresses))
+        failed = await dht.join(host.node, host.p2p, addresses)
         if failed:
             log.warning("peers_unreachable count=%d of=%d first=%s", len(failed), len(addresses), failed[0])
 
+    async def enter(self, round_number: int, cell_of: Callable[[bytes], int] | None) -> None:
+        self._fetcher.forgive()
+        self._announced = {
+            place: envelope
+            for place, envelope in self._announced.items()
+            if place.round >= round_number - ROUND_TOLERANCE
+        }
+        self._validator.enter(round_number, cell_of)
+
+    # Announcements
+
     async def announce(self, announcement: wire.Announcement) -> None:
-        _, node = self._running()
-        slot = Slot(announcement.round, announcement.stage, announcement.cell)
-        key = wire.dht_key(announcement.swarm, *slot)
+        place = Place(announcement.round, announcement.stage, announcement.cell)
+        key = self._rules.key(*place)
         try:  # in a thread: the signer makes sure, on disk, that there is never a second one
             envelope = await asyncio.to_thread(
                 wire.sign, self._identity.public_key, announcement, self._signer
@@ -147,57 +274,71 @@ class Peer:
         except IdentityError as error:
             raise ExchangeError(f"not announced: {error}") from error
         try:
-            self.validator.open(key_hash(key), self._identity.peer, envelope, announcement.expiration)
+            self._validator.open(key_hash(key), self._identity.peer, envelope, announcement.expiration)
         except WireError as error:
-            raise ExchangeError(f"announcement of round {slot.round} is not one to send: {error}") from error
-        self._forget_old(announcement.round)
-        self._announced[slot] = envelope
-        stored = False
+            raise ExchangeError(f"announcement of round {place.round} is not one to send: {error}") from error
+        # Held here in any case: others may find it with us, and a libp2p that is built anew announces it again.
+        self._announced[place] = envelope
+        self._storage.store_subkey(
+            DHTID.generate(source=key),
+            self._identity.peer,
+            MSGPackSerializer.dumps(envelope),
+            float(announcement.expiration),
+        )
+        if self._host is not None:
+            await self._store(self._host, place, envelope)
+
+    async def _store(self, host: Host, place: Place, envelope: bytes) -> None:
         with suppress(TimeoutError):
             async with asyncio.timeout(STORE_TIMEOUT_SECONDS):
-                stored = await node.store(
-                    key,
+                await host.node.store(
+                    self._rules.key(*place),
                     envelope,
-                    float(announcement.expiration),
+                    float(self._rules.expiration(place.round)),
                     subkey=self._identity.peer,
                     await_all_replicas=False,  # the others are written while the round goes on
+                    beam_size=dht.BEAM,
                 )
-        # store() reports the last node's word only; another, or this one, may have kept it.
-        if not stored and self._identity.peer not in await self._from_dht(slot, READ_TIMEOUT_SECONDS):
-            raise ExchangeError(f"no node stored the announcement of round {slot.round} stage {slot.stage}")
 
     async def heard(
         self, round_number: int, stage: int, cell: int, timeout: float = READ_TIMEOUT_SECONDS
     ) -> list[wire.Heard]:
-        slot = Slot(round_number, stage, cell)
-        by_peer = await self._from_dht(slot, timeout)
-        self._look_for_copies(slot, by_peer.get(self._identity.peer))
-        if slot in self._announced:  # even when the nodes that stored it are gone
-            own = wire.open_envelope(self._announced[slot])
-            by_peer[own.peer] = own
+        place = Place(round_number, stage, cell)
+        by_peer = await self._from_dht(place, timeout)
+        if self._identity.peer in by_peer and place not in self._announced:
+            self.copies.add((round_number, stage))  # signed with our key, and not by us
+        for one in by_peer.values():
+            self.gossip.heard(one)
         return [by_peer[peer] for peer in sorted(by_peer)]
 
-    def _look_for_copies(self, slot: Slot, ours: wire.Heard | None) -> None:
-        """An announcement signed with our key and not by us means that the key is in use elsewhere."""
-        if ours is None:
-            return
-        said = self._announced.get(slot)
-        if said is None or wire.open_envelope(said) != ours:
-            self.copies.add(slot)
+    async def _from_dht(self, place: Place, timeout: float) -> dict[bytes, wire.Heard]:
+        """The announcements of a place by peer; of what this node holds itself if the search takes too long."""
+        key = self._rules.key(*place)
+        found = self._storage.get(DHTID.generate(source=key))
+        host = self._host
+        if host is not None:
+            try:
+                async with asyncio.timeout(timeout):
+                    found = await host.node.get(key, latest=True, beam_size=dht.BEAM)
+            except TimeoutError:
+                self.gossip.dropped("DHT did not answer in time")
+        opened = {}
+        for peer, (envelope, expiration) in dht.records_of(found).items():
+            try:
+                opened[peer] = self._validator.open(key_hash(key), peer, envelope, expiration)
+            except WireError as error:
+                self.gossip.dropped(reason(error), peer=peer)
+        return opened
+
+    # Blobs
 
     async def fetch(self, peer: bytes, digest: bytes, size_bytes: int, timeout: float) -> bytes:
-        p2p, _ = self._running()
         held = await self._held(digest, size_bytes)
         if held is not None:
             return held
         if peer == self._identity.peer:
             raise ExchangeError("own blob is not in the store")
-        data = await blobs.fetch(p2p, peer, digest, size_bytes, timeout)
-        try:
-            await asyncio.to_thread(self.store.put, data)
-        except (OSError, ExchangeError):  # a full disk or quota: the data is good all the same
-            self.dropped["fetched blob could not be kept"] += 1
-        return data
+        return await self._fetcher.fetch(self._running().p2p, peer, digest, size_bytes, timeout=timeout)
 
     async def _held(self, digest: bytes, size_bytes: int) -> bytes | None:
         held = await asyncio.to_thread(self.store.get, digest)
@@ -205,101 +346,77 @@ class Peer:
 
     async def collect(
         self,
-        round_number: int,
-        stage: int,
-        cell: int,
+        place: Place,
         timeout: float,
         max_peers: int,
         order: Callable[[wire.Heard], bytes],
-        max_bytes: int,
+        limit: wire.GroupsLimit,
     ) -> list[Collected]:
-        deadline = asyncio.get_running_loop().time() + timeout
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
         # Silent nodes must not eat the time for fetching from those that were heard.
-        senders = await self.heard(round_number, stage, cell, min(timeout / 2, READ_TIMEOUT_SECONDS))
-        senders = sorted(senders, key=order)[:max_peers]
-        gate = asyncio.Semaphore(MAX_FETCHES)
+        heard = await self.heard(
+            place.round, place.stage, place.cell, min(timeout / 2, READ_TIMEOUT_SECONDS)
+        )
+        senders = self._affordable(sorted(heard, key=order), max_peers, limit)
+        gate = asyncio.Semaphore(blobs.MAX_FETCHES)
         # Each fetch gets its share of the time: silent peers must not hold the gate against the others.
-        limit = (deadline - asyncio.get_running_loop().time()) / max(1, -(-len(senders) // MAX_FETCHES))
-        tasks = [
-            asyncio.create_task(self._contribution(heard, deadline, limit, gate, max_bytes))
-            for heard in senders
-        ]
-        results = await asyncio.gather(*tasks)
+        share = (deadline - loop.time()) / max(1, -(-len(senders) // blobs.MAX_FETCHES))
+        results = await asyncio.gather(
+            *(self._contribution(one, deadline, share, gate, limit) for one in senders)
+        )
         return [collected for collected in results if collected is not None]
 
+    def _affordable(
+        self, heard: list[wire.Heard], max_peers: int, limit: wire.GroupsLimit
+    ) -> list[wire.Heard]:
+        """Those whose blobs are taken, in the same order: so many of a crowded cell, so many bytes in all."""
+        taken: list[wire.Heard] = []
+        total_bytes = 0
+        for one in heard:
+            size_bytes = one.announcement.blob_bytes
+            if size_bytes > limit.max_bytes:
+                self.gossip.dropped("blob is larger than the stage allows", peer=one.peer)
+            elif len(taken) == max_peers:
+                self.gossip.dropped("cell is crowded", peer=one.peer)
+            elif total_bytes + size_bytes > MAX_STAGE_BYTES:
+                self.gossip.dropped("cell announces more bytes than a reader takes", peer=one.peer)
+            else:
+                taken.append(one)
+                total_bytes += size_bytes
+        return taken
+
     async def _contribution(
-        self, heard: wire.Heard, deadline: float, limit: float, gate: asyncio.Semaphore, max_bytes: int
+        self,
+        heard: wire.Heard,
+        deadline: float,
+        share: float,
+        gate: asyncio.Semaphore,
+        limit: wire.GroupsLimit,
     ) -> Collected | None:
         """One sender's groups, or None (counted) for whatever reason they cannot be had by the deadline."""
         announced = heard.announcement
+        loop = asyncio.get_running_loop()
         try:
-            if announced.blob_bytes > max_bytes:
-                raise WireError("blob is larger than the stage allows")
             async with asyncio.timeout_at(deadline):
+                seconds = 0.0
                 data = await self._held(announced.blob, announced.blob_bytes)
                 if data is None:
                     async with gate:
-                        data = await self.fetch(heard.peer, announced.blob, announced.blob_bytes, limit)
-                groups = wire.decode(wire.GroupsBlob, data, wire.MAX_GROUPS_BLOB_BYTES).groups
-            if len(groups) != announced.groups:
-                raise WireError("blob has another number of groups than announced")
+                        started = loop.time()
+                        data = await self.fetch(heard.peer, announced.blob, announced.blob_bytes, share)
+                        seconds = loop.time() - started
+                groups = await asyncio.to_thread(wire.decode_groups, data, announced.groups, limit)
         except TimeoutError:
-            self.dropped["blob did not come in time"] += 1
+            self.gossip.dropped("blob did not come in time", peer=heard.peer)
         except ExchangeError as error:
-            self.dropped[reason(error)] += 1
+            self.gossip.dropped(reason(error), peer=heard.peer)
         else:
+            self.gossip.fetched(heard, len(data), seconds)
             return Collected(heard, groups)
         return None
 
-    async def _from_dht(self, slot: Slot, timeout: float) -> dict[bytes, wire.Heard]:
-        """The slot's announcements by peer. When the search takes too long, what this node holds itself."""
-        _, node = self._running()
-        key = wire.dht_key(self.validator.swarm_id, *slot)
-        try:
-            async with asyncio.timeout(timeout):
-                found = await node.get(key, latest=True)
-            records = found.value if found is not None and isinstance(found.value, dict) else {}
-        except TimeoutError:
-            self.dropped["DHT did not answer in time"] += 1
-            records = dht.held_locally(node, key_hash(key))
-        opened = {}
-        for peer, (envelope, expiration) in records.items():
-            try:
-                opened[peer] = self.validator.open(key_hash(key), peer, envelope, expiration)
-            except WireError as error:
-                self.dropped[reason(error)] += 1
-        return opened
-
-    async def _rejoin_when_alone(self) -> None:
-        while True:
-            await asyncio.sleep(REJOIN_SECONDS)
-            if self._known and not await self.peer_count():
-                p2p, node = self._running()
-                await dht.join(node, p2p, self._known)
-
-    def _forget_old(self, current_round: int) -> None:
-        oldest = current_round - 2 * ROUND_TOLERANCE
-        self._announced = {slot: value for slot, value in self._announced.items() if slot.round >= oldest}
-
-    def _running(self) -> tuple[P2P, DHTNode]:
-        if self._p2p is None or self._node is None:
-            raise ExchangeError("exchange is not running")
-        return self._p2p, self._node
-
-
-def _check_free(address: str) -> None:
-    """`ExchangeError` if the port is taken. p2pd would not say: it shares ports (SO_REUSEPORT) silently."""
-    host, port = dht.split_listen_address(address)
-    if port == 0:
-        return
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            why = (
-                "is taken by another process"
-                if error.errno == errno.EADDRINUSE
-                else f"fails: {error.strerror}"
-            )
-            raise ExchangeError(f"cannot listen on {address}: it {why}; choose another port") from error
+    def _running(self) -> Host:
+        if self._host is None:
+            raise ExchangeError("libp2p does not answer: it is being started")
+        return self._host

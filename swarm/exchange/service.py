@@ -22,13 +22,17 @@ from hivemind.p2p import P2PDaemonError
 from identity import Identity
 from swarm.errors import ExchangeError
 from swarm.exchange import wire
-from swarm.exchange.blobs import BlobStore
-from swarm.exchange.peer import Collected, Peer, Reach
-from swarm.exchange.validator import AnnouncementValidator
+from swarm.exchange.addresses import ADDRESSES_FILE, AddressBook
+from swarm.exchange.gossip import GOSSIP_FILE, Gossip
+from swarm.exchange.peer import Collected, Health, Peer, Place
+from swarm.exchange.reach import LOOPBACK_LISTEN, Reach
+from swarm.exchange.store import BlobStore
+from swarm.exchange.validator import SwarmRules
 
 log = logging.getLogger(__name__)
 
 DEFAULT_MAX_BLOB_BYTES = 2**30
+KEEP_ROUNDS = 16  # DESIGN.md, section 7: so long auditors may ask
 START_TIMEOUT_SECONDS = 45.0  # p2pd's own limit is 30
 CALL_TIMEOUT_SECONDS = 30.0  # nothing below takes as long; a dead p2pd must not hold a caller for ever
 STOP_TIMEOUT_SECONDS = 3.0
@@ -43,35 +47,35 @@ def _digest_order(heard: wire.Heard) -> bytes:
 class Exchange:
     """What a peer says and hears: announcements through the DHT, blobs over libp2p streams.
 
-    `signer` signs announcements; it must refuse a second, different one for a round and stage.
-    `now` is the ledger's time in Unix seconds, asked for every record that arrives: it must neither block nor
-    raise. `listen` and `initial_peers` are multiaddresses, the latter with `/p2p/<peer id>`. `nat_port_map`,
-    `auto_nat`, `use_relay` and `announce_addresses` are libp2p's means to be reached from outside; all off is
-    right for one machine or one network.
+    `signer` signs announcements; it must refuse a second, different one for a round and stage. What `rules`
+    calls is asked for every record that arrives: it must neither block nor raise. `folder` gets the blobs, the
+    gossip log and the address book. `reach` says how to be reached; the default is right for one machine.
+    `initial_peers` are multiaddresses with `/p2p/<peer id>`. Blobs stay for `keep_rounds` rounds: so long others
+    may audit what is in them.
     """
 
     def __init__(
         self,
         identity: Identity,
         signer: wire.Signer,
-        swarm_id: bytes,
-        genesis: int,
-        round_seconds: int,
-        now: Callable[[], float],
-        blob_dir: Path,
+        rules: SwarmRules,
+        folder: Path,
         *,
-        listen: Sequence[str] = ("/ip4/127.0.0.1/tcp/0",),
+        reach: Reach = Reach(listen=(LOOPBACK_LISTEN,)),  # noqa: B008 - frozen
         initial_peers: Sequence[str] = (),
         max_blob_bytes: int = DEFAULT_MAX_BLOB_BYTES,
-        nat_port_map: bool = False,
-        auto_nat: bool = False,
-        use_relay: bool = False,
-        announce_addresses: Sequence[str] = (),
+        keep_rounds: int = KEEP_ROUNDS,
     ) -> None:
-        validator = AnnouncementValidator(swarm_id, genesis, round_seconds, now)
-        reach = Reach(tuple(listen), tuple(announce_addresses), nat_port_map, auto_nat, use_relay)
         self._initial_peers = tuple(initial_peers)
-        self._peer = Peer(identity, signer, validator, BlobStore(blob_dir, max_blob_bytes), reach)
+        self._peer = Peer(
+            identity,
+            signer,
+            rules,
+            BlobStore(folder / "blobs", max_blob_bytes, keep_rounds * rules.round_seconds),
+            Gossip(folder / GOSSIP_FILE, current_round=lambda: rules.current_round),
+            AddressBook(folder / ADDRESSES_FILE),
+            reach,
+        )
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
@@ -125,14 +129,17 @@ class Exchange:
     @property
     def dropped(self) -> Counter[str]:
         """How much was refused or dropped so far, by reason (a copy)."""
-        total = Counter(self._peer.validator.refused)  # copying is atomic, adding two of them is not
-        total.update(Counter(self._peer.dropped))
-        return total
+        return self._peer.gossip.totals
 
     @property
     def copies(self) -> int:
         """In how many slots somebody else spoke with this peer's key; any at all means that a copy runs."""
         return len(self._peer.copies)
+
+    @property
+    def health(self) -> Health:
+        """How the exchange is; never blocks."""
+        return self._peer.health
 
     def peer_count(self) -> int:
         """How many peers this one's routing table lists."""
@@ -142,15 +149,22 @@ class Exchange:
         """Join through more peers, and remember them for when all are lost. Unreachable ones are logged."""
         self._call(self._peer.join(multiaddrs))
 
+    def enter(self, round_number: int, cell_of: Callable[[bytes], int] | None) -> None:
+        """Call at each round's beginning, with the draw's cell of each peer (digest) if the ledger gave it.
+
+        From then on announcements in a wrong cell are refused. Who failed us in the last round gets a new chance.
+        """
+        self._call(self._peer.enter(round_number, cell_of))
+
     def put_blob(self, data: bytes) -> bytes:
-        """Keep a blob and serve it; returns its SHA-256. `ExchangeError` if it is over the quota."""
-        return self._peer.store.put(data)
+        """Keep an own blob and serve it; returns its SHA-256. `ExchangeError` if it is over the quota."""
+        return self._peer.store.put(data, own=True)
 
     def announce(self, announcement: wire.Announcement) -> None:
         """Sign the announcement and store it in the DHT. The same one again is stored again, harmlessly.
 
-        Raises `ExchangeError` if this peer announced something else in the slot before, if nodes would not
-        accept it (swarm, round, expiration), or if no node at all, this one included, has it.
+        While libp2p is being started again it is kept, and goes out then. Raises `ExchangeError` if this peer
+        announced something else in the slot before, or if nodes would not accept it (swarm, round, expiration).
         """
         self._call(self._peer.announce(announcement))
 
@@ -177,14 +191,15 @@ class Exchange:
         timeout: float,
         max_peers: int,
         order: Callable[[wire.Heard], bytes] = _digest_order,
-        max_bytes: int = wire.MAX_GROUPS_BLOB_BYTES,
+        limit: wire.GroupsLimit = wire.GroupsLimit(),  # noqa: B008 - frozen
     ) -> list[Collected]:
         """What the cell made in a stage: `heard`, the first `max_peers` by `order`, each one's blob decoded.
 
         Takes at most `timeout` seconds, at most half of them for the DHT. Who fails or is late is dropped
-        and counted, as is who announces a blob of over `max_bytes`. The result is in the same order.
+        and counted, as is who keeps not to the `limit`. The result is in the same order.
         """
-        collecting = self._peer.collect(round_number, stage, cell, timeout, max_peers, order, max_bytes)
+        place = Place(round_number, stage, cell)
+        collecting = self._peer.collect(place, timeout, max_peers, order, limit)
         return self._call(collecting, timeout + CALL_TIMEOUT_SECONDS)
 
     def _call(self, work: Coroutine[Any, Any, T], timeout: float = CALL_TIMEOUT_SECONDS) -> T:

@@ -6,6 +6,7 @@
 | blob                  | `GroupsBlob`                  | `MAX_GROUPS_BLOB_BYTES`    | in the struct    |
 | stream `BLOB_STREAM`  | `BlobRequest`, `BlobHeader`   | `MAX_MESSAGE_BYTES`        | in the stream id |
 | stream `REACH_STREAM` | `ReachRequest`, `ReachAnswer` | `MAX_MESSAGE_BYTES`        | in the stream id |
+| stream `HELLO_STREAM` | `Hello`                       | `MAX_MESSAGE_BYTES`        | in the stream id |
 
 Decoding hostile bytes raises `WireError` and nothing else, and allocates a small multiple of their length:
 whatever repeats is bounded in number, and token ids stay packed. Structs are arrays on the wire and open
@@ -27,7 +28,7 @@ from swarm.errors import WireError
 
 MAX_ANNOUNCEMENT_BYTES = 2048  # DESIGN.md, section 5
 MAX_GROUPS_BLOB_BYTES = 16 * 2**20
-MAX_MESSAGE_BYTES = 256  # of one message that asks or answers on a stream
+MAX_MESSAGE_BYTES = 1024  # of one message that asks or answers on a stream
 # What a manifest may ask for; one swarm's own, lower limits come in a `GroupsLimit`.
 MAX_GROUPS = 4096
 MAX_COMPLETIONS = 256
@@ -37,6 +38,7 @@ MAX_SHOWN = 26
 
 BLOB_STREAM = "/swarm/blob/2"
 REACH_STREAM = "/swarm/reach/1"
+HELLO_STREAM = "/swarm/hello/1"
 
 Digest = Annotated[bytes, Meta(min_length=32, max_length=32)]
 Modulus = Annotated[bytes, Meta(min_length=256, max_length=256)]
@@ -163,6 +165,12 @@ class ReachAnswer(Struct, frozen=True, array_like=True, forbid_unknown_fields=Tr
     reached: Annotated[tuple[U16, ...], Meta(max_length=4)] = ()
 
 
+class Hello(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, kw_only=True):
+    """Where the answering peer can be reached; what is seen of a connection that it dialled does not tell."""
+
+    addresses: Annotated[tuple[Annotated[str, Meta(max_length=200)], ...], Meta(max_length=4)]  # multiaddrs
+
+
 class Heard(Struct, frozen=True, kw_only=True):
     """An announcement whose signature is its sender's."""
 
@@ -185,11 +193,11 @@ def decode(kind: type[Message], data: bytes | msgspec.Raw, max_bytes: int) -> Me
     """A wire struct from hostile bytes; `WireError` if too big, malformed or out of limits."""
     size = memoryview(data).nbytes
     if size > max_bytes:
-        raise WireError(f"{kind.__name__} is over its size limit: {size} bytes of {max_bytes}")
+        raise WireError(f"{_name(kind)} is over its size limit: {size} bytes of {max_bytes}")
     try:
         return msgspec.msgpack.decode(data, type=kind)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-        raise WireError(f"not a valid {kind.__name__}: {error}") from error
+        raise WireError(f"not a valid {_name(kind)}: {error}") from error
 
 
 def decode_groups(data: bytes, announced: int, limit: GroupsLimit) -> tuple[Group, ...]:
@@ -207,6 +215,10 @@ def decode_groups(data: bytes, announced: int, limit: GroupsLimit) -> tuple[Grou
             raise WireError("group has the wrong size")
         groups.append(group)
     return tuple(groups)
+
+
+def _name(kind: type[Struct]) -> str:
+    return GroupsBlob.__name__ if kind is _GroupsFrame else kind.__name__
 
 
 def expiration(genesis: int, round_seconds: int, round_number: int) -> int:

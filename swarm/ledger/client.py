@@ -105,6 +105,11 @@ class LedgerClient:
         """Length of a round in seconds."""
         return self.manifest().round_seconds if self._known else int(self._read("roundSeconds"))
 
+    @cached_property
+    def deployment_block(self) -> int:
+        """The number of the block before which there are no logs."""
+        return int(self._read("deploymentBlock"))
+
     def check(self) -> None:
         """Look that the address holds a swarm's contract; `LedgerError` if not."""
         with self.rpc.asking("the contract's code"):
@@ -262,11 +267,30 @@ class LedgerClient:
     def leaderboard(self) -> list[PeerRecord]:
         """The sums of every peer that ever reported, the highest on-time reward first."""
         records: list[PeerRecord] = []
-        while page := self._read("records", len(records), PAGE):
-            records += [peer_record_of(entry) for entry in page]
+        while page := self.reporters(len(records)):
+            records += page
             if len(page) < PAGE:
                 break
         return sorted(records, key=lambda record: (-record.total_reward_micros, record.peer))
+
+    def reporters(self, offset: int) -> list[PeerRecord]:
+        """The sums of up to `PAGE` peers, from the `offset`-th that ever reported on; none is retired."""
+        return [peer_record_of(entry) for entry in self._read("records", offset, PAGE)]
+
+    def changes(self, first: int, last: int) -> tuple[set[bytes], set[bytes]]:
+        """The peers that were registered in blocks `first` to `last`, and those that were retired there.
+
+        One question, which a server may refuse as for too many or too old blocks.
+        """
+        events = self._contract.events
+        registered, retired = set(), set()
+        for event in self.rpc.logs_between([events.Registered, events.Rotated], first, last):
+            if event["event"] == "Registered":
+                registered.add(bytes(event["args"]["peer"]))
+            else:
+                registered.add(bytes(event["args"]["newPeer"]))
+                retired.add(bytes(event["args"]["oldPeer"]))
+        return registered, retired
 
     def function(self, name: str, *arguments: Any) -> Any:
         """A call of one of the contract's functions, for whoever sends it."""
@@ -292,7 +316,7 @@ class LedgerClient:
         return self.rpc.call(self.function(name, *arguments), name)
 
     def _logged_manifest(self) -> bytes:
-        block = int(self._read("deploymentBlock"))
+        block = self.deployment_block
         try:
             with self.rpc.asking("the manifest"):
                 events = self._contract.events.SwarmCreated.get_logs(from_block=block, to_block=block)
@@ -316,5 +340,5 @@ class LedgerClient:
         block = self._blocks.first_at(self.genesis + from_round * self.round_seconds)
         if block is None:
             return []
-        first = max(block.number, int(self._read("deploymentBlock")))
+        first = max(block.number, self.deployment_block)
         return self.rpc.logs(self._contract.events.Reported, first, filters)

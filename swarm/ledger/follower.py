@@ -12,6 +12,8 @@ from swarm.ledger.background import Background
 from swarm.ledger.client import LedgerClient
 from swarm.ledger.records import Block
 from swarm.ledger.refusals import kind_of_trouble
+from swarm.ledger.registry import Registry
+from swarm.ledger.rpc import REQUEST_SECONDS
 
 log = logging.getLogger("swarm.ledger")
 
@@ -31,8 +33,9 @@ class Seen(NamedTuple):
 
 
 class Follower:
-    """Knows the ledger's time, each round's beacon and the bootnodes. Nothing here blocks but `await_round`.
+    """Knows the ledger's time, each round's beacon, the bootnodes and who is registered (`registry`).
 
+    Nothing here blocks but `await_round`.
     `ledger` is for the follower's thread alone; its clock has a time already (asked or assumed).
     """
 
@@ -50,6 +53,7 @@ class Follower:
         self.trouble = NO_BLOCK  # why there is no beacon
         self._stopping = False
         self._wake = threading.Event()
+        self.registry = Registry(ledger, self._wake.set)
         self._thread = Background("follower", self._run)
 
     def start(self) -> None:
@@ -117,6 +121,9 @@ class Follower:
             idle = MIN_IDLE
         self._back()
         next_round = ledger.genesis + (number + 1) * ledger.round_seconds
+        # An answer about the registered that hangs must not hide the next beacon.
+        if next_round - self.now() > min(REQUEST_SECONDS, ledger.round_seconds / 4):
+            idle = min(idle, self.registry.look(number))
         return min(idle, max(poll, next_round - self.now()))
 
     def _round(self) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
@@ -174,6 +174,20 @@ class Rpc:
         """The value of a contract's view function at the latest block."""
         with self.asking(action):
             return function.call()
+
+    def logs_between(self, events: Sequence[Any], first: int, last: int) -> list[Any]:
+        """Decoded logs of events of one contract in blocks `first` to `last`, in order, by one question."""
+        with self.asking("events"):
+            of_topic = {event.topic: event for event in events}
+            found = self.web3.eth.get_logs(
+                {
+                    "address": events[0].address,
+                    "fromBlock": first,
+                    "toBlock": last,
+                    "topics": [list(of_topic)],
+                }
+            )
+            return [of_topic[entry["topics"][0].to_0x_hex()].process_log(entry) for entry in found]
 
     def logs(self, event: Any, first: int, arguments: dict[str, Any] | None = None) -> Iterator[Any]:
         """Decoded logs of a contract's event from block `first` to the latest, in order."""

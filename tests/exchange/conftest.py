@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -10,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from exchange_cast import Rogue, Swarm, signer_of
+from exchange_cast import Rogue, Swarm, nobody_knows, signer_of
 
 from identity import Identity
 from swarm.exchange.service import Exchange
+from swarm.exchange.validator import Registered
 from swarm.exchange.wire import Signer
 
 KEYS = 5
@@ -39,17 +39,16 @@ def make_exchange(
     signers: dict[int, Signer] = {}
     with ExitStack() as stack:
 
-        def make(n: int, *bootstrap: Exchange, **settings: Any) -> Exchange:
+        def make(
+            n: int, *bootstrap: Exchange, registered: Registered = nobody_knows, **settings: Any
+        ) -> Exchange:
             if n not in signers:
                 signers[n] = signer_of(identities[n], tmp_path / f"journal-{n}.sqlite")
             exchange = Exchange(
                 identities[n],
                 signers[n],
-                swarm.swarm_id,
-                swarm.genesis,
-                swarm.round_seconds,
-                time.time,
-                tmp_path / f"blobs-{n}",
+                swarm.rules(registered),
+                tmp_path / f"peer-{n}",
                 initial_peers=[address for peer in bootstrap for address in peer.multiaddrs],
                 **settings,
             )

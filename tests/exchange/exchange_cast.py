@@ -14,11 +14,18 @@ import msgspec
 from hivemind.dht import DHTNode
 from hivemind.dht.routing import DHTID
 from hivemind.p2p import P2P, PeerID
+from hivemind.utils.multiaddr import Multiaddr
 from hivemind.utils.timed_storage import ValueWithExpiration
 
 from identity import Identity, Journal, Slot
 from swarm.exchange import wire
 from swarm.exchange.dht import node_id
+from swarm.exchange.validator import Registered, SwarmRules
+
+
+def nobody_knows(_peer: bytes, _round: int) -> bool | None:
+    """Who is registered, while the ledger has not said."""
+    return None
 
 
 @dataclass(frozen=True)
@@ -32,6 +39,15 @@ class Swarm:
     @property
     def round(self) -> int:
         return int(time.time() - self.genesis) // self.round_seconds
+
+    def rules(self, registered: Registered = nobody_knows) -> SwarmRules:
+        return SwarmRules(
+            swarm_id=self.swarm_id,
+            genesis=self.genesis,
+            round_seconds=self.round_seconds,
+            now=time.time,
+            registered=registered,
+        )
 
     def announcement(self, blob: bytes = b"b" * 32, blob_bytes: int = 1, **changes: Any) -> wire.Announcement:
         number = changes.get("round", self.round)
@@ -61,7 +77,7 @@ class Rogue:
     def run(self, work: Coroutine[Any, Any, Any]) -> Any:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(30)
 
-    async def start(self, victim: str) -> None:
+    async def start(self, victim: str, **options: Any) -> None:
         self.p2p = await P2P.create(
             [victim],
             identity_path=str(self.identity.path),
@@ -69,6 +85,7 @@ class Rogue:
             nat_port_map=False,
             use_relay=False,
             check_if_identity_free=False,
+            **options,
         )
         self.victim = PeerID.from_base58(victim.rpartition("/")[2])
         self.node = await DHTNode.create(
@@ -87,11 +104,24 @@ class Rogue:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(5)
 
-    def store(self, key: str, value: bytes, expiration: float, subkey: bytes | None) -> bool:
+    async def connect(self, other: str) -> None:
+        """Make another honest peer's acquaintance."""
+        address, _, peer = other.rpartition("/p2p/")
+        await self.p2p._client.connect(PeerID.from_base58(peer), [Multiaddr(address)])
+        await self.node.protocol.call_ping(PeerID.from_base58(peer))
+
+    def store(
+        self,
+        key: str,
+        value: bytes,
+        expiration: float,
+        subkey: bytes | None,
+        victim: PeerID | None = None,
+    ) -> bool:
         """Ask the victim to store a record; whether it did."""
         packed = self.node.protocol.serializer.dumps(value)
         asked = self.node.protocol.call_store(
-            self.victim, [DHTID.generate(source=key)], [packed], [expiration], subkeys=[subkey]
+            victim or self.victim, [DHTID.generate(source=key)], [packed], [expiration], subkeys=[subkey]
         )
         return bool(self.run(asked)[0])
 

@@ -136,7 +136,7 @@ def test_node_with_a_chosen_id_is_not_listed(make_exchange, make_rogue):
     assert victim.peer_count() == 1
     honest_id = rogue.node.protocol.node_info.node_id
     rogue.node.protocol.node_info.node_id = bytes(20)
-    listed = victim._peer._node.protocol.routing_table.uid_to_peer_id
+    listed = victim._peer._host.node.protocol.routing_table.uid_to_peer_id
     rogue.run(rogue.node.protocol.call_ping(rogue.victim))
     assert [uid.to_bytes() for uid in listed] == [honest_id]
 

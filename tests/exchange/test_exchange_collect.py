@@ -6,7 +6,7 @@ import hashlib
 
 from exchange_cast import key_of, one_group, signed
 
-from swarm.exchange import blobs, wire
+from swarm.exchange import wire
 
 
 def _contribute(exchange, swarm, data, **changes):
@@ -35,7 +35,7 @@ def test_silent_peer_is_left_out_when_its_time_is_over(make_exchange, make_rogue
         await reader.read()
         writer.close()
 
-    rogue.serve(blobs.PROTOCOL, silent)
+    rogue.serve(wire.BLOB_STREAM, silent)
     announcement = swarm.announcement(hashlib.sha256(b"never comes").digest(), 11)
     envelope = signed(rogue.identity, announcement)
     assert rogue.store(key_of(announcement), envelope, announcement.expiration, rogue.identity.peer)

@@ -6,7 +6,6 @@ import logging
 import signal
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import psutil
@@ -14,7 +13,8 @@ import pytest
 from exchange_cast import signer_of
 
 from identity import Identity
-from swarm.errors import ExchangeError
+from swarm.errors import ExchangeError, UsageError
+from swarm.exchange.reach import Reach
 from swarm.exchange.service import Exchange
 
 
@@ -72,10 +72,10 @@ def test_multiaddress_names_the_identity(make_exchange, identities):
 def test_taken_port_is_one_line_that_names_it(make_exchange):
     listen = make_exchange(0).multiaddrs[0].partition("/p2p/")[0]
     with pytest.raises(ExchangeError, match="is taken by another process") as caught:
-        make_exchange(1, listen=[listen])
+        make_exchange(1, reach=Reach(listen=(listen,)))
     assert listen in str(caught.value) and "\n" not in str(caught.value)
-    with pytest.raises(ExchangeError, match="expected a multiaddress"):
-        make_exchange(1, listen=["localhost:4000"])
+    with pytest.raises(UsageError, match="expected a multiaddress"):
+        make_exchange(1, reach=Reach(listen=("localhost:4000",)))
 
 
 def test_unreachable_and_malformed_initial_peers_are_a_warning(identities, swarm, tmp_path, caplog):
@@ -83,10 +83,7 @@ def test_unreachable_and_malformed_initial_peers_are_a_warning(identities, swarm
     exchange = Exchange(
         identities[0],
         signer_of(identities[0], tmp_path / "journal.sqlite"),
-        swarm.swarm_id,
-        swarm.genesis,
-        3600,
-        time.time,
+        swarm.rules(),
         tmp_path,
         initial_peers=bad,
     )
@@ -108,9 +105,11 @@ import sys, time
 from pathlib import Path
 from identity import Identity
 from swarm.exchange.service import Exchange
+from swarm.exchange.validator import SwarmRules
 identity = Identity.load(Path(sys.argv[1]))
 signer = lambda *slot: identity.sign(slot[-1])
-exchange = Exchange(identity, signer, bytes(32), 0, 3600, time.time, Path(sys.argv[2]))
+rules = SwarmRules(bytes(32), 0, 3600, time.time, lambda peer, round: None)
+exchange = Exchange(identity, signer, rules, Path(sys.argv[2]))
 exchange.start()
 print("started", flush=True)
 sys.stdin.read()

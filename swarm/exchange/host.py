@@ -1,0 +1,141 @@
+"""One life of libp2p's process, `p2pd`, and of the DHT node on it: begun, watched, and ended without a trace."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+from hivemind.dht import DHTNode
+from hivemind.p2p import P2P, P2PDaemonError
+
+from swarm.errors import ExchangeError
+from swarm.exchange import dht
+from swarm.exchange.multiaddr import check_free
+from swarm.exchange.reach import Reach
+from swarm.exchange.storage import RecordStorage
+from swarm.exchange.validator import AnnouncementValidator
+
+START_SECONDS = 30.0
+STOP_SECONDS = 1.5
+# A p2pd that is alive answers in milliseconds, on a machine that is busy training in tenths of a second.
+# Silent twice in a row counts as dead, so that it is built anew within 10 seconds.
+LOOK_SECONDS, SILENCE_SECONDS, SILENCES = 1.0, 3.0, 2
+_FOLDER_PREFIX = "swarm-p2pd-"
+
+
+class Host:
+    """A running p2pd and its DHT node; made by `start`, of no use after `stop`."""
+
+    def __init__(self, p2p: P2P, node: DHTNode, folder: Path) -> None:
+        self.p2p = p2p
+        self.node = node
+        self._folder = folder
+
+    @classmethod
+    async def start(
+        cls, identity_path: Path, reach: Reach, validator: AnnouncementValidator, storage: RecordStorage
+    ) -> Host:
+        """Start p2pd as `reach` says, with the peer's key; `ExchangeError` if it cannot listen or start."""
+        for address in reach.listen:
+            check_free(address)
+        _remove_leftovers()
+        # hivemind puts its sockets into /tmp and leaves them there when killed; here they have a folder that
+        # tells whose they are, and that is for this user alone.
+        folder = Path(tempfile.mkdtemp(prefix=f"{_FOLDER_PREFIX}{os.getpid()}-"))
+        contained = type("ContainedP2P", (P2P,), {"_UNIX_SOCKET_PREFIX": f"/unix{folder}/"})
+        creating = asyncio.ensure_future(
+            contained.create(
+                identity_path=str(identity_path),
+                host_maddrs=list(reach.listen),
+                announce_maddrs=list(reach.announce_addresses) or None,
+                nat_port_map=reach.nat_port_map,
+                auto_nat=reach.auto_nat,
+                use_relay=reach.use_relay,
+                use_auto_relay=reach.use_auto_relay,
+                trusted_relays=list(reach.trusted_relays) or None,
+                startup_timeout=START_SECONDS,
+                check_if_identity_free=False,  # starts a second p2pd; the journal guards against copies
+            )
+        )
+        try:
+            p2p = await asyncio.shield(creating)  # cancelled half-way, it would leave a p2pd that nobody knows
+            return cls(p2p, await dht.create_node(p2p, validator, storage), folder)
+        except BaseException as error:
+            with suppress(Exception):
+                await _end(await creating)
+            shutil.rmtree(folder, ignore_errors=True)
+            if not isinstance(error, Exception):
+                raise
+            raise ExchangeError(  # hivemind raises many kinds; one boundary
+                f"libp2p cannot start on {', '.join(reach.listen)}: {' '.join(str(error).split())}"
+            ) from error
+
+    async def died(self) -> str:
+        """Wait until p2pd is of no use any more; why."""
+        control = self.p2p._client.control
+        exited = asyncio.ensure_future(self.p2p._child.wait())
+        silent = asyncio.ensure_future(self._falls_silent())
+        try:
+            # hivemind's own two tasks end when p2pd's socket closes, and then every call waits for ever.
+            done, _ = await asyncio.wait(
+                {exited, silent, control._read_task, control._write_task}, return_when=asyncio.FIRST_COMPLETED
+            )
+        finally:
+            exited.cancel()
+            silent.cancel()
+        if exited in done:
+            return f"ended with code {self.p2p._child.returncode}"
+        return "does not answer" if silent in done else "closed its connection"
+
+    async def _falls_silent(self) -> None:
+        silences = 0
+        while silences < SILENCES:
+            await asyncio.sleep(LOOK_SECONDS)
+            try:
+                await asyncio.wait_for(self.p2p._client.identify(), SILENCE_SECONDS)
+                silences = 0
+            except (TimeoutError, OSError, EOFError, P2PDaemonError):
+                silences += 1
+
+    async def multiaddrs(self) -> list[str]:
+        """Where others reach this peer, each ending in `/p2p/<peer id>`."""
+        return list(dict.fromkeys(str(address) for address in await self.p2p.get_visible_maddrs(latest=True)))
+
+    @property
+    def peers(self) -> list[bytes]:
+        """The peers (digests) that the routing table lists."""
+        listed = self.node.protocol.routing_table.peer_id_to_uid
+        return [digest for peer in list(listed) if (digest := dht.peer_digest(peer))]
+
+    async def stop(self) -> None:
+        """End p2pd, whatever state it is in."""
+        self.node.is_alive = False  # its shutdown() would only tell p2pd, which ends anyway
+        await _end(self.p2p)
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+async def _end(p2p: P2P) -> None:
+    child = p2p._child
+    try:
+        await asyncio.wait_for(p2p.shutdown(), STOP_SECONDS)
+    except TimeoutError:
+        with suppress(ProcessLookupError):
+            child.kill()
+        await child.wait()
+    finally:
+        child._transport.close()  # kills it, if this was cancelled; and closes its pipe while there is a loop
+
+
+def _remove_leftovers() -> None:
+    """Remove the sockets of our processes that were killed."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_FOLDER_PREFIX}*-*"):
+        with suppress(OSError, ValueError):
+            owner = int(folder.name.removeprefix(_FOLDER_PREFIX).partition("-")[0])
+            if folder.stat().st_uid == os.getuid() and not psutil.pid_exists(owner):
+                shutil.rmtree(folder, ignore_errors=True)
+

@@ -1,0 +1,89 @@
+"""The DHT records that this node holds for its swarm: hivemind's storage by the ledger's clock, with limits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from hivemind.dht.routing import DHTID, BinaryDHTValue, Subkey
+from hivemind.dht.storage import DHTLocalStorage, DictionaryDHTValue
+from hivemind.utils.timed_storage import ValueWithExpiration
+
+#: A cell has about 16 peers, seldom over 24 (`cell_size` may be larger); more in one place is an attack.
+MAX_RECORDS_PER_KEY = 512
+#: About 1 kB each. What a node is responsible for does not grow with the swarm: one key a cell and stage.
+MAX_RECORDS = 16_384
+SWEEP_SECONDS = 1.0
+
+
+def frozen_dictionary() -> DictionaryDHTValue:
+    """An empty dictionary whose records do not leave it by this machine's clock, which may be off."""
+    dictionary = DictionaryDHTValue()
+    dictionary.frozen = True
+    return dictionary
+
+
+class RecordStorage(DHTLocalStorage):
+    """What hivemind's protocol and node use to keep and find records; all of them passed the validator.
+
+    `now` is the ledger's time in Unix seconds. `refuse(reason, peer)` is called for what does not fit. Outlives
+    the p2p daemon: a node that is built anew goes on with it.
+    """
+
+    def __init__(self, now: Callable[[], float], refuse: Callable[[str, bytes], None]) -> None:
+        super().__init__()
+        self._now = now
+        self._refuse = refuse
+        self._count = 0
+        self._next_sweep = 0.0
+
+    def store_subkey(
+        self, key: DHTID, subkey: Subkey, value: BinaryDHTValue, expiration_time: float
+    ) -> bool:
+        """Keep a record; whether it is new. What is held is never replaced."""
+        self._remove_outdated()
+        held = self.data.get(key)
+        records = held.value.data if held is not None else {}
+        if subkey in records:
+            return False
+        if len(records) >= MAX_RECORDS_PER_KEY or self._count >= MAX_RECORDS:
+            self._refuse("node holds as many records as it may", subkey)
+            return False
+        if held is None:
+            held = self.data[key] = ValueWithExpiration(frozen_dictionary(), expiration_time)
+        self._count += 1
+        return bool(held.value.store(subkey, value, expiration_time))
+
+    def store(
+        self, key: DHTID, value: BinaryDHTValue, expiration_time: float, subkey: Subkey | None = None
+    ) -> bool:
+        """As `store_subkey`; a plain value is never kept."""
+        return subkey is not None and self.store_subkey(key, subkey, value, expiration_time)
+
+    def get(self, key: DHTID) -> ValueWithExpiration[DictionaryDHTValue] | None:
+        """A copy of what is held under a key: hivemind's searches write what they find into it."""
+        self._remove_outdated()
+        held = self.data.get(key)
+        if held is None:
+            return None
+        copy = frozen_dictionary()
+        for subkey, (value, expiration) in held.value.data.items():
+            copy.store(subkey, value, expiration)
+        return ValueWithExpiration(copy, held.expiration_time)
+
+    def items(self) -> Iterator[tuple[DHTID, ValueWithExpiration[DictionaryDHTValue]]]:
+        """All keys with what is held under them, as it is."""
+        self._remove_outdated()
+        return iter(list(self.data.items()))
+
+    def __len__(self) -> int:
+        """How many records there are, under all keys."""
+        return self._count
+
+    def _remove_outdated(self) -> None:
+        now = self._now()
+        if now < self._next_sweep:
+            return
+        self._next_sweep = now + SWEEP_SECONDS
+        # All records of a key expire together: the round fixes when.
+        for key in [key for key, held in self.data.items() if held.expiration_time < now]:
+            self._count -= len(self.data.pop(key).value.data)
