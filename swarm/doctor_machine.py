@@ -54,12 +54,12 @@ def software(_: Patient) -> Check:
 
 def home(patient: Patient) -> Check:
     """Whether the folder can be written to, and how much room there is."""
-    home = patient.settings.home
-    folder = next(folder for folder in (home, *home.absolute().parents) if folder.exists())
+    path = patient.settings.home
+    folder = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
     if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
         return diagnosis("home", "failed", f"{folder} cannot be written to", "choose another --home")
     free = shutil.disk_usage(folder).free
-    found = f"{home}{'' if home.exists() else ' (to be made)'}, {free / 2**30:,.1f} GiB free"
+    found = f"{path}{'' if path.exists() else ' (to be made)'}, {free / 2**30:,.1f} GiB free"
     if free < FREE_BYTES_WANTED:
         state: State = "failed" if free < FREE_BYTES_NEEDED else "warning"
         return diagnosis("home", state, found, "make room, or choose another --home")

@@ -4,8 +4,10 @@ import asyncio
 import hashlib
 import json
 import socket
+import sys
 import threading
 import time
+import types
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ from hivemind.p2p import P2P
 from identity import Identity, load_or_create_identity, load_or_create_wallet
 from swarm import doctor
 from swarm.cli import main
-from swarm.exchange.reach import ReachServer
+from swarm.exchange.reach import Reachability, ReachServer
 from swarm.ledger.account import LedgerAccount
 from swarm.ledger.creation import deploy
 from swarm.ledger.devnet import Devnet
@@ -60,6 +62,12 @@ def examine(capsys):
         return code, checks
 
     return run
+
+
+@pytest.fixture
+def machine_only(monkeypatch):
+    """Leaves out the network, which takes a second."""
+    monkeypatch.setattr("swarm.doctor_network.network", lambda _: iter(()))
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +143,7 @@ def test_text_says_one_line_for_each_check(tmp_path, capsys):
     assert {line.split()[0] for line in lines} == {"ok", "skipped"}
 
 
-def test_broken_keys_are_named_with_what_to_do(home, examine):
+def test_broken_keys_are_named_with_what_to_do(home, examine, machine_only):
     path = home / "swarm.pem"
     path.chmod(0o644)
     code, checks = examine(home)
@@ -147,7 +155,7 @@ def test_broken_keys_are_named_with_what_to_do(home, examine):
     assert code == 1 and "not a swarm.pem" in checks["swarm.pem"]["found"]
 
 
-def test_journal_is_looked_at_and_not_touched(home, tmp_path, examine):
+def test_journal_is_looked_at_and_not_touched(home, tmp_path, examine, machine_only):
     load_or_create_wallet(home / "wallet.json")
     before = contents(home)
     code, checks = examine(home)
@@ -164,7 +172,7 @@ def test_journal_is_looked_at_and_not_touched(home, tmp_path, examine):
     assert (code, checks["journal"]["state"]) == (0, "warning")
 
 
-def test_wallet_that_its_password_does_not_open(home, examine, monkeypatch):
+def test_wallet_that_its_password_does_not_open(home, examine, monkeypatch, machine_only):
     load_or_create_wallet(home / "wallet.json")
     monkeypatch.setenv("SWARM_WALLET_PASSWORD", "another")
     code, checks = examine(home)
@@ -178,14 +186,14 @@ def test_ledger_that_does_not_answer(home, examine):
     assert {checks[name]["state"] for name in ("clock", "funds", "peers", "reachability")} == {"skipped"}
 
 
-def test_check_that_hangs_is_given_up(home, examine, monkeypatch):
+def test_check_that_hangs_is_given_up(home, examine, monkeypatch, machine_only):
     stuck = [("stuck", 0.1, lambda _: threading.Event().wait())]
     monkeypatch.setattr(doctor, "_MACHINE_CHECKS", stuck)
     code, checks = examine(home)
     assert (code, checks["stuck"]["state"]) == (1, "failed")
 
 
-def test_last_swarm_is_named_when_none_is_given(home, ledger, examine):
+def test_last_swarm_is_named_when_none_is_given(home, ledger, examine, machine_only):
     folder = Settings(home=home).swarm_dir(ledger.swarm_id, ledger.address, ledger.genesis)
     save_facts(ledger.facts, folder / FACTS_FILE)
     _, checks = examine(home)
@@ -213,6 +221,28 @@ def test_peer_given_by_hand_is_asked_too(home, bootnode, examine):
     assert (code, checks["peers"]["state"]) == (1, "failed")
 
 
+@pytest.mark.parametrize(
+    ("listen", "advice"),
+    [("/ip4/127.0.0.1/tcp/0", "--listen /ip4/0.0.0.0/tcp/38331"), (None, "forward TCP port {} to")],
+)
+def test_machine_behind_a_nat_is_told_which_port_to_forward(
+    home, bootnode, examine, monkeypatch, listen, advice
+):
+    async def reachability(*_: object) -> Reachability:
+        return Reachability(state="nat", seen_as="8.8.8.8", asked=1)
+
+    monkeypatch.setattr("swarm.doctor_network.reachability", reachability)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    listen = listen or f"/ip4/127.0.0.1/tcp/{port}"
+    code, checks = examine(home, "--peer", bootnode.address, "--listen", listen)
+    assert (code, checks["reachability"]["state"]) == (0, "warning")
+    assert "8.8.8.8" in checks["reachability"]["found"]
+    assert advice.format(port) in checks["reachability"]["advice"]
+    assert "--relay-peer" in checks["reachability"]["advice"]
+
+
 def test_home_with_a_running_node(home, examine):
     with hold_home(home):
         code, checks = examine(home, "--listen", "/ip4/127.0.0.1/tcp/9")
@@ -221,7 +251,7 @@ def test_home_with_a_running_node(home, examine):
     assert "running node" in checks["reachability"]["found"]
 
 
-def test_taken_port_is_named(home, examine):
+def test_taken_port_is_named(home, examine, machine_only):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -257,7 +287,8 @@ def test_network_options_mean_the_same_to_join(tmp_path, monkeypatch):
             seen.append(settings)
             raise KeyboardInterrupt
 
-    monkeypatch.setattr("swarm.node.Node", Node)
+    # Not the real module, which takes seconds to import.
+    monkeypatch.setitem(sys.modules, "swarm.node", types.SimpleNamespace(Node=Node))
     arguments = ["--listen", "/ip6/::/tcp/38331", "--listen", "/ip4/0.0.0.0/udp/38331/quic-v1"]
     arguments += ["--public-address", "/dns4/peer.example.org/tcp/38331", "--relay-peer", RELAY_PEER]
     assert main(["join", NOWHERE, *arguments, "--home", str(tmp_path)]) == 130

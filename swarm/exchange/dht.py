@@ -65,12 +65,17 @@ async def create_node(p2p: P2P, validator: AnnouncementValidator, storage: Recor
         cache_refresh_before_expiry=0,
         ensure_bootstrap_success=False,
         strict=False,
+        client_mode=True,
     )
-    # DHTNode.create has no argument for its protocol class. Its handlers are bound to this object, so
-    # from here on they run our overrides; nobody knows our address before this line.
-    node.protocol.__class__ = _GuardedProtocol
-    node.protocol.serializer = _StrictSerializer(validator)
-    node.protocol.storage = node.protocol.cache = storage
+    # DHTNode.create has no argument for its protocol class. A client's protocol answers nobody: so it becomes
+    # ours before it begins to.
+    protocol = node.protocol
+    protocol.__class__ = _GuardedProtocol
+    protocol.serializer = _StrictSerializer(validator)
+    protocol.storage = protocol.cache = storage
+    protocol.client_mode = False
+    protocol.node_info = dht_pb2.NodeInfo(node_id=node.node_id.to_bytes())
+    await protocol.add_p2p_handlers(p2p)
     return node
 
 
@@ -167,6 +172,11 @@ def _decode(decoder: msgspec.msgpack.Decoder[Any], data: bytes | memoryview | ms
 class _GuardedProtocol(DHTProtocol):
     """Beliefs of hivemind's corrected; each is named where it is overridden."""
 
+
+    @classmethod
+    def _get_handle_name(cls, namespace: str | None, method_name: str) -> str:
+        """Called for the name of a libp2p handler; hivemind's own, from which it is not to differ."""
+        return str(DHTProtocol._get_handle_name(namespace, method_name))
 
     async def rpc_store(
         self, request: dht_pb2.StoreRequest, context: P2PContext

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterable
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Final, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta, Struct
@@ -142,7 +142,9 @@ class BlobRequest(Struct, frozen=True, array_like=True, forbid_unknown_fields=Tr
     offset: U48 = 0
 
 
-BLOB_FOLLOWS, BLOB_UNKNOWN, BLOB_BUSY = 0, 1, 2
+BLOB_FOLLOWS: Final = 0
+BLOB_UNKNOWN: Final = 1
+BLOB_BUSY: Final = 2
 
 
 class BlobHeader(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, kw_only=True):

@@ -267,14 +267,14 @@ class LedgerClient:
     def leaderboard(self) -> list[PeerRecord]:
         """The sums of every peer that ever reported, the highest on-time reward first."""
         records: list[PeerRecord] = []
-        while page := self.reporters(len(records)):
+        while page := self.records(len(records)):
             records += page
             if len(page) < PAGE:
                 break
         return sorted(records, key=lambda record: (-record.total_reward_micros, record.peer))
 
-    def reporters(self, offset: int) -> list[PeerRecord]:
-        """The sums of up to `PAGE` peers, from the `offset`-th that ever reported on; none is retired."""
+    def records(self, offset: int) -> list[PeerRecord]:
+        """The sums of up to `PAGE` peers that ever reported, from the `offset`-th on; none is retired."""
         return [peer_record_of(entry) for entry in self._read("records", offset, PAGE)]
 
     def changes(self, first: int, last: int) -> tuple[set[bytes], set[bytes]]:

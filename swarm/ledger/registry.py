@@ -8,7 +8,7 @@ from collections.abc import Callable
 from math import inf
 from typing import NamedTuple
 
-from swarm.errors import LedgerError
+from swarm.errors import LedgerError, LedgerUnavailable
 from swarm.ledger.client import PAGE, LedgerClient
 from swarm.ledger.rpc import LOG_BLOCKS, MAX_LOG_QUESTIONS
 
@@ -17,9 +17,9 @@ log = logging.getLogger("swarm.ledger")
 # The least time between two readings, however many strangers are asked about; or a hundredth of a round.
 MIN_READING_SECONDS = 2.0
 STEP_SECONDS = 0.1  # between the questions of a reading
-REORG_BLOCKS = 32  # read again each time, also for servers whose parts do not all have the latest block
+REORG_BLOCKS = 32  # an epoch of Ethereum; read again each time
 ANSWERS_TO_GROW = 16  # ranges in a row; then twice as many blocks are tried again
-FIRST_BACKOFF, MAX_BACKOFF = 0.1, 15.0  # seconds, doubling, while the server refuses
+FIRST_BACKOFF, MAX_BACKOFF = 0.1, 15.0  # seconds, doubling; a refusal after the longest is taken as final
 
 
 class Span(NamedTuple):
@@ -36,8 +36,8 @@ class Registry:
     logs, the newest first, back to the deployment. Later ones take the logs since the last one, once in every
     round and when somebody unknown was asked about. Servers limit what one question about logs may cover,
     each in its own words (too many blocks, too many results, too old; an error, HTTP 413 or a time-out), so
-    every refusal halves the range. When a single block is refused though newer ones were answered, the older
-    ones are given up: who registered there is known once it has reported.
+    every refusal halves the range. When a single block stays refused though newer ones were answered, the
+    older ones are given up: who registered there is known once it has reported.
 
     Not covered: what a reorganization of over 32 blocks puts into blocks that were read already, and a
     registration or rotation that is reorganized away for good; both stay wrong until the next start.
@@ -71,9 +71,9 @@ class Registry:
     def registered(self, peer: bytes, round: int) -> bool | None:
         """Whether a peer is registered. For any thread at any time: it neither waits nor raises.
 
-        False if it was not at a reading of the ledger that was begun after `round` began, or if it is retired,
-        which is for ever. None if there was no such reading (yet): the ledger is away, stands still, or is
-        being read for the first time. After False the ledger is read again soon: the peer may be new.
+        False if it was not at a reading of the ledger that was begun after `round` began, or if it is
+        retired, which is for ever. None if there was no such reading (yet): the ledger is away, stands still,
+        or is being read for the first time. After False it is read again soon: the peer may be new.
         """
         read_round = self._read_round  # before the sets: what ends in between must not make a wrong False
         if peer in self._retired:
@@ -131,7 +131,7 @@ class Registry:
 
     def _ask(self) -> None:
         if self._may_have_more:
-            page = self._ledger.reporters(self._reporters)
+            page = self._ledger.records(self._reporters)
             self._registered.update(record.peer for record in page)
             self._reporters += len(page)
             self._may_have_more = len(page) == PAGE
@@ -160,11 +160,13 @@ class Registry:
         asked = self._next()
         blocks = asked.last + 1 - asked.first
         if not self._may_have_more:
-            if blocks == 1 and asked.last < self._latest:
+            if blocks == 1 and asked.last < self._latest and self._backoff == MAX_BACKOFF:
                 self._give_up(asked.last, str(error))
                 return STEP_SECONDS
             self._blocks, self._answers = max(1, blocks // 2), 0
-        if (self._may_have_more or blocks == 1) and not self._warned:
+            if blocks > 1 and not isinstance(error, LedgerUnavailable):
+                return STEP_SECONDS
+        if self._backoff == MAX_BACKOFF and not self._warned:
             self._warned = True
             log.warning("cannot read who is registered error=%r", str(error))
         self._backoff, pause = min(2 * self._backoff, MAX_BACKOFF), self._backoff

@@ -187,7 +187,11 @@ class Rpc:
                     "topics": [list(of_topic)],
                 }
             )
-            return [of_topic[entry["topics"][0].to_0x_hex()].process_log(entry) for entry in found]
+            decoded = []
+            for entry in found:
+                topic, *_ = entry["topics"]
+                decoded.append(of_topic[topic.to_0x_hex()].process_log(entry))
+            return decoded
 
     def logs(self, event: Any, first: int, arguments: dict[str, Any] | None = None) -> Iterator[Any]:
         """Decoded logs of a contract's event from block `first` to the latest, in order."""

@@ -39,7 +39,6 @@ class Plan(msgspec.Struct, frozen=True):
     registered: Path  # a key that the ledger knows
     stranger: Path  # and one that it does not
     swarm: Swarm
-    rounds: int
 
 
 class Hostile:
@@ -60,16 +59,18 @@ class Hostile:
 
     def play(self) -> None:
         """All of it, once a round."""
-        # The blob attacks need an announcement that is believed: one a round.
-        servings = ["wrong", "slow", "empty", "silent", "garbage"]
-        for turn in range(self.plan.rounds):
+        # The blob attacks need an announcement that is believed: one a round. The bombs keep this peer itself
+        # busy for longer than a round.
+        for serving in ("wrong", "slow", "empty", "garbage", "silent"):
             number = self.swarm.round + 1
             self._sleep_until(number, 0.02)
-            self.serving = servings[turn % len(servings)]
+            self.serving = serving
             self._announce(number)
-            for attack in (self._records, self._bombs, self._answers, self._streams, self._flood):
+            attacks = [self._records, self._answers, self._streams]
+            # After the flood nobody looks at what else comes from this peer.
+            for attack in [*attacks, self._bombs if serving == "silent" else self._flood]:
                 attack(number)
-            print(f"round {number} {self.serving}", flush=True)
+            print(f"round {number} {serving}", flush=True)
 
     # Announcements
 
@@ -125,7 +126,7 @@ class Hostile:
         for stage in (0, 1):
             good = self.swarm.announcement(round=number, stage=stage)
             records = {self.stranger.peer: signed(self.stranger, good), bytes(32): b"rubbish"}
-            if number % 2:
+            if self.serving == "silent":
                 records[b"\x01" * 32] = bytes(100 * MEGABYTE)
             self.rogue.answer(key_of(good), records, good.expiration)
 
@@ -250,7 +251,10 @@ class Hostile:
 
 
 if __name__ == "__main__":
-    hostile = Hostile(msgspec.json.decode(Path(sys.argv[1]).read_bytes(), type=Plan))
+    plan = msgspec.json.decode(
+        Path(sys.argv[1]).read_bytes(), type=Plan, dec_hook=lambda kind, value: kind(value)
+    )
+    hostile = Hostile(plan)
     print("ready", flush=True)
     try:
         hostile.play()

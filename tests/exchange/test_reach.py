@@ -225,6 +225,30 @@ def test_what_one_peer_says_is_summed_up(identities, answer, state):
     asyncio.run(scene())
 
 
+def test_relay_s_address_is_not_taken_for_the_asker_s(identities):
+    class ThroughRelay:
+        """A p2p whose streams seem to come through a relay, which listens where we do."""
+
+        def __init__(self, p2p: P2P) -> None:
+            self.p2p = p2p
+
+        async def add_binary_stream_handler(self, protocol, handler) -> None:
+            async def relayed(info, reader, writer) -> None:
+                info.addr = f"{info.addr}{RELAY[RELAY.index('/p2p/') :]}/p2p-circuit"
+                await handler(info, reader, writer)
+
+            await self.p2p.add_binary_stream_handler(protocol, relayed)
+
+    async def scene() -> None:
+        async with libp2p(identities[0]) as asker, libp2p(identities[1]) as other:
+            await ReachServer().start(ThroughRelay(other))
+            await meet(asker, other)
+            found = await reachability(asker, [identities[1].peer], await own_ports(asker))
+            assert (found.state, found.seen_as) == ("relayed", "")
+
+    asyncio.run(scene())
+
+
 def test_without_peers_or_ports_nothing_is_known(identities):
     async def scene() -> None:
         async with libp2p(identities[0]) as asker:
