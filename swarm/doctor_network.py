@@ -73,8 +73,8 @@ def _reach_of_node(settings: Settings) -> Check:
     from swarm.board.status import peer_status
 
     swarms = peer_status(settings).swarms
-    status = swarms[-1].doing if swarms else None
-    found: Reachability | None = getattr(status, "reach", None)
+    doing = swarms[-1].doing if swarms else None
+    found = doing.health.reach if doing and doing.health else None
     if found is None:
         return diagnosis("reachability", "skipped", "the running node has not asked anybody yet")
     exchange = swarms[-1].exchange

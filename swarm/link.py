@@ -167,8 +167,8 @@ class Link:
         own = f"/p2p/{self._identity.peer_id}"
         return [address for address in self._follower.bootnodes() if not address.endswith(own)]
 
-    def be_listed(self, multiaddr: str) -> None:
-        """See to it that newcomers find us, or enough others."""
+    def be_listed(self, multiaddr: str | None) -> None:
+        """See to it that newcomers find us there, or enough others; None while nobody could reach us."""
         self._multiaddr = multiaddr
         self._outbox.wake()
 

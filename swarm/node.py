@@ -11,6 +11,7 @@ import logging
 import sqlite3
 import time
 from collections import Counter
+from collections.abc import Callable
 from contextlib import ExitStack
 from types import TracebackType
 
@@ -29,6 +30,8 @@ from swarm.digest import Purpose, derive
 from swarm.draw import Draw
 from swarm.errors import ExchangeError, LedgerError, ModelError, SwarmError
 from swarm.exchange import wire
+from swarm.exchange.health import Health
+from swarm.exchange.multiaddr import most_public
 from swarm.exchange.reach import reach_of
 from swarm.exchange.service import Exchange
 from swarm.exchange.validator import SwarmRules
@@ -78,12 +81,12 @@ class Node:
         last = self._last_spoken()
         while self._must_listen:
             last = self._listen(max(last, self._current_round()))
-        self._link.be_listed(_most_public(self._exchange.multiaddrs))
         while rounds is None or rounds > 0:
             number = self._next_round(last)
             self._set_status("waiting", number)
             self._wait_for_round(number)
             self._look_for_copies()
+            self._be_listed()
             self._play(number)
             last = number
             rounds = rounds - 1 if rounds is not None else None
@@ -98,6 +101,7 @@ class Node:
         self.identity, self._journal = load_or_create_identity(settings.home)
         self._stack.callback(self._journal.close)
         self._alone = True
+        self._health: Callable[[], Health | None] = lambda: None  # of the exchange, once there is one
         self._stack.enter_context(hold_peer(machine_dir(), self.identity.peer))
         self.name = peer_name(self.identity.peer)
         wallet = load_or_create_wallet(settings.wallet_path)
@@ -153,7 +157,8 @@ class Node:
                 initial_peers=[*settings.initial_peers, *self._link.bootnodes()],
             )
         )
-        address = _most_public(self._exchange.multiaddrs)
+        self._health = lambda: self._exchange.health
+        address = most_public(self._exchange.multiaddrs)
         self._set_status("waiting")
         begins = max(0.0, self._starts_at(self._next_round(self._last_spoken())) - self._link.now())
         log.info("waiting seconds=%.0f until the next round", begins)
@@ -263,6 +268,15 @@ class Node:
                 self._exchange.connect(addresses)
         except ExchangeError as error:
             log.warning("no peers met error=%r", str(error))
+
+    def _be_listed(self) -> None:
+        """Have the ledger name us to newcomers, unless we know that they could not reach us."""
+        reach = self._exchange.health.reach
+        try:
+            hidden = reach is not None and reach.state in ("nat", "relayed")
+            self._link.be_listed(None if hidden else most_public(self._exchange.multiaddrs))
+        except ExchangeError as error:
+            log.warning("own address unknown error=%r", str(error))
 
     # The clock
 
@@ -390,13 +404,14 @@ class Node:
 
     def _set_status(self, state: str, number: int | None = None) -> None:
         """Say what we do; a full disk is logged, and the round goes on."""
-        status = Status(peer_id=self.identity.peer_id, name=self.name, state=state, round=number)
+        status = Status(
+            peer_id=self.identity.peer_id,
+            name=self.name,
+            state=state,
+            round=number,
+            health=self._health(),
+        )
         try:
             self._records.set_status(status)
         except sqlite3.Error as error:
             log.error("status not written error=%r", str(error))
-
-
-def _most_public(multiaddrs: list[str]) -> str:
-    """The address that is most likely of use to others: any but loopback, if there is one."""
-    return next((address for address in multiaddrs if not address.startswith("/ip4/127.")), multiaddrs[0])

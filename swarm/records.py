@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
+from swarm.exchange.health import Health
 from swarm.ledger.records import Report
 
 # All or nothing, so that a reader who comes too early sees version 0 and no half of it.
@@ -57,6 +58,7 @@ class Status(Struct, frozen=True, kw_only=True):
     name: str
     state: str  # "starting", "waiting", "listening", a stage's name, "learn", "report" or "done"
     round: int | None = None
+    health: Health | None = None  # of the exchange; None before it is started
 
 
 class Records:

@@ -142,6 +142,12 @@ def exchange_lines(swarm: SwarmStatus, last: int) -> list[str]:
     ]
     if len(proved) > len(lines):
         lines.append(f"{len(proved) - len(lines)} more announced two different things: see --json")
+    health = swarm.doing.health if swarm.doing else None
+    if health is not None:
+        reach = health.reach
+        seen = f", reached as {reach.state} {reach.seen_as}".rstrip() if reach else ""
+        restarts = f", libp2p restarted {health.restarts} times" if health.restarts else ""
+        lines.append(f"peers in the routing table: {health.peers}{seen}{restarts}")
     if swarm.exchange is not None:
         port = "none yet" if swarm.exchange.port is None else swarm.exchange.port
         lines.append(f"last TCP port: {port}, peers in the address book: {swarm.exchange.known_peers}")

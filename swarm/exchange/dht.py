@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Coroutine, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any
 
@@ -15,12 +15,12 @@ from hivemind.dht.storage import DictionaryDHTValue
 from hivemind.p2p import P2P, P2PContext, PeerID
 from hivemind.proto import dht_pb2
 from hivemind.utils import MSGPackSerializer
-from hivemind.utils.multiaddr import Multiaddr
 from hivemind.utils.timed_storage import ValueWithExpiration
 from msgspec import Meta
 
 from identity.key import MULTIHASH_PREFIX
 from swarm.errors import WireError
+from swarm.exchange import multiaddr
 from swarm.exchange.storage import MAX_RECORDS_PER_KEY, RecordStorage, frozen_dictionary
 from swarm.exchange.validator import AnnouncementValidator, handed_by, reason
 
@@ -74,6 +74,7 @@ async def create_node(p2p: P2P, validator: AnnouncementValidator, storage: Recor
     protocol.serializer = _StrictSerializer(validator)
     protocol.storage = protocol.cache = storage
     protocol.client_mode = False
+    protocol.tasks = set()
     protocol.node_info = dht_pb2.NodeInfo(node_id=node.node_id.to_bytes())
     await protocol.add_p2p_handlers(p2p)
     return node
@@ -96,22 +97,19 @@ async def join(node: DHTNode, p2p: P2P, addresses: Iterable[str]) -> list[str]:
 
 async def _meet(node: DHTNode, p2p: P2P, address: str) -> bool:
     try:
-        multiaddr = Multiaddr(address)
-        peer = PeerID.from_base58(multiaddr["p2p"])
+        endpoint = multiaddr.parse(address)
+        peer = PeerID.from_base58(endpoint.peer)
         if peer == p2p.peer_id:
             return True
         # P2P.create(initial_peers=…) would do this too, but then p2pd dies when none is reachable.
-        await asyncio.wait_for(
-            p2p._client.connect(peer, [multiaddr.decapsulate("/p2p/" + peer.to_base58())]),
-            CONNECT_TIMEOUT_SECONDS,
-        )
+        await asyncio.wait_for(p2p._client.connect(peer, [endpoint]), CONNECT_TIMEOUT_SECONDS)
         return await node.protocol.call_ping(peer) is not None
     except Exception:  # noqa: BLE001 - malformed, refused, silent: hivemind raises many kinds; one boundary
         return False
 
 
 def records_of(found: ValueWithExpiration[Any] | None) -> dict[bytes, tuple[bytes, float]]:
-    """The records that a storage holds under a key, or that a search found: subkey to (envelope, expiration)."""
+    """What a storage holds under a key, or a search found there: subkey to (envelope, expiration)."""
     if found is None:
         return {}
     if isinstance(found.value, DictionaryDHTValue):
@@ -133,7 +131,7 @@ class _StrictSerializer(MSGPackSerializer):
         self._validator = validator
 
     def loads(self, buf: bytes) -> bytes | DictionaryDHTValue:
-        """The bytes or the dictionary; `WireError` for anything else. Records of another shape are left out."""
+        """The bytes or the dictionary; `WireError` for anything else. Odd records are left out."""
         try:
             value = _decode(_VALUE, buf)
             if isinstance(value, bytes):
@@ -172,15 +170,14 @@ def _decode(decoder: msgspec.msgpack.Decoder[Any], data: bytes | memoryview | ms
 class _GuardedProtocol(DHTProtocol):
     """Beliefs of hivemind's corrected; each is named where it is overridden."""
 
+    tasks: set[asyncio.Task[object]]
 
     @classmethod
     def _get_handle_name(cls, namespace: str | None, method_name: str) -> str:
         """Called for the name of a libp2p handler; hivemind's own, from which it is not to differ."""
         return str(DHTProtocol._get_handle_name(namespace, method_name))
 
-    async def rpc_store(
-        self, request: dht_pb2.StoreRequest, context: P2PContext
-    ) -> dht_pb2.StoreResponse:
+    async def rpc_store(self, request: dht_pb2.StoreRequest, context: P2PContext) -> dht_pb2.StoreResponse:
         """Called for another node's request to store records.
 
         hivemind takes any number of them from anybody.
@@ -193,7 +190,7 @@ class _GuardedProtocol(DHTProtocol):
             return await super().rpc_store(request, context)
 
     async def rpc_find(self, request: dht_pb2.FindRequest, context: P2PContext) -> dht_pb2.FindResponse:
-        """Called for another node's search. hivemind looks up any number of keys, and answers them at once."""
+        """Called for another node's search. hivemind looks up any number of keys for anybody."""
         if len(request.keys) > MAX_KEYS_PER_REQUEST:
             raise ValueError("too many keys")
         return await super().rpc_find(request, context)
@@ -227,33 +224,32 @@ class _GuardedProtocol(DHTProtocol):
     async def update_routing_table(self, node: DHTID | None, peer_id: PeerID, responded: bool = True) -> None:
         """Called for each request and answer of another node.
 
-        hivemind lets nodes choose their ids, and so which keys they hold; here a wrong one is not listed, nor
-        is who is not registered: places in the table would cost nothing. What a new neighbour should hold goes
-        to it in parts; hivemind sends it in one message, which fails when it is large.
+        hivemind lets nodes choose their ids, and so which keys they hold; here a wrong one is not listed. Nor
+        is one that is not registered: else places in the table would cost nothing. What a newcomer should
+        hold goes to it in parts; hivemind sends it in one message, which fails when it is large.
         """
         if node is not None and node != node_id(peer_id):
             return
-        rules = self.record_validator.rules
-        if responded and rules.registered(peer_digest(peer_id), rules.current_round) is False:
-            return
-        keys = self._keys_for(node) if responded and node not in self.routing_table else []
-        if keys:
-            asyncio.create_task(self._hand_over(peer_id, keys))
         if not responded:
             await super().update_routing_table(node, peer_id, responded)
             return
         node = node if node is not None else self.routing_table.get(peer_id=peer_id)
-        if node is None:
+        rules = self.record_validator.rules
+        if node is None or rules.registered(peer_digest(peer_id), rules.current_round) is False:
             return
-        replaced = self.routing_table.add_or_update_node(node, peer_id)
-        if replaced is not None:
-            # The bucket was full: the node seen longest ago makes room if it does not answer.
-            asyncio.create_task(self.call_ping(replaced[1]))
+        if node not in self.routing_table:
+            self._begin(self._hand_over(peer_id, self._keys_for(node)))
+        oldest = self.routing_table.add_or_update_node(node, peer_id)
+        if oldest is not None:  # the bucket is full: it makes room if it does not answer
+            self._begin(self.call_ping(oldest[1]))
 
-    def _keys_for(self, newcomer: DHTID | None) -> list[DHTID]:
+    def _begin(self, work: Coroutine[Any, Any, object]) -> None:
+        task = asyncio.create_task(work)
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+
+    def _keys_for(self, newcomer: DHTID) -> list[DHTID]:
         """What a node that we just met should hold, and we are the one to tell it (Kademlia, section 2.5)."""
-        if newcomer is None:
-            return []
         keys = []
         for key, _ in self.storage.items():
             others = self.routing_table.get_nearest_neighbors(key, self.num_replicas, exclude=self.node_id)

@@ -1,4 +1,4 @@
-"""One life of libp2p's process, `p2pd`, and of the DHT node on it: begun, watched, and ended without a trace."""
+"""One life of libp2p's process, `p2pd`, and of the DHT node on it: begun, watched, ended without a trace."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 from hivemind.dht import DHTNode
@@ -47,7 +48,7 @@ class Host:
         # hivemind puts its sockets into /tmp and leaves them there when killed; here they have a folder that
         # tells whose they are, and that is for this user alone.
         folder = Path(tempfile.mkdtemp(prefix=f"{_FOLDER_PREFIX}{os.getpid()}-"))
-        contained = type("ContainedP2P", (P2P,), {"_UNIX_SOCKET_PREFIX": f"/unix{folder}/"})
+        contained: Any = type("ContainedP2P", (P2P,), {"_UNIX_SOCKET_PREFIX": f"/unix{folder}/"})
         creating = asyncio.ensure_future(
             contained.create(
                 identity_path=str(identity_path),
@@ -58,12 +59,15 @@ class Host:
                 use_relay=reach.use_relay,
                 use_auto_relay=reach.use_auto_relay,
                 trusted_relays=list(reach.trusted_relays) or None,
+                force_reachability=reach.force_reachability,
                 startup_timeout=START_SECONDS,
                 check_if_identity_free=False,  # starts a second p2pd; the journal guards against copies
             )
         )
         try:
-            p2p = await asyncio.shield(creating)  # cancelled half-way, it would leave a p2pd that nobody knows
+            p2p = await asyncio.shield(
+                creating
+            )  # cancelled half-way, it would leave a p2pd that nobody knows
             return cls(p2p, await dht.create_node(p2p, validator, storage), folder)
         except BaseException as error:
             with suppress(Exception):
@@ -138,4 +142,3 @@ def _remove_leftovers() -> None:
             owner = int(folder.name.removeprefix(_FOLDER_PREFIX).partition("-")[0])
             if folder.stat().st_uid == os.getuid() and not psutil.pid_exists(owner):
                 shutil.rmtree(folder, ignore_errors=True)
-

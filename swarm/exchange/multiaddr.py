@@ -128,6 +128,21 @@ def check_free(address: str) -> None:
             raise ExchangeError(f"cannot listen on {address}: {why}; choose another --listen") from error
 
 
+def most_public(multiaddrs: Iterable[str]) -> str:
+    """The address that is most likely of use to others; `ValueError` if there is none at all."""
+    return min(multiaddrs, key=_privacy)
+
+
+def _privacy(address: str) -> int:
+    try:
+        endpoint = parse(address)
+    except ValueError:
+        return 3
+    if endpoint.is_loopback:
+        return 2
+    return int(endpoint.kind in _IP_VERSION and not ipaddress.ip_address(endpoint.host).is_global)
+
+
 def tcp_ports(multiaddrs: Iterable[str]) -> tuple[int, ...]:
     """The TCP ports at which a peer says it can be reached directly."""
     return tuple(dict.fromkeys(port for address in multiaddrs if (port := _tcp_port(address))))

@@ -12,13 +12,12 @@ from typing import Any, NamedTuple
 from hivemind.dht.routing import DHTID
 from hivemind.utils import MSGPackSerializer
 
-from msgspec import Struct
-
 from identity import Identity, IdentityError
 from swarm.errors import ExchangeError, WireError
 from swarm.exchange import blobs, dht, hello, wire
 from swarm.exchange.addresses import AddressBook
 from swarm.exchange.gossip import Gossip
+from swarm.exchange.health import Health
 from swarm.exchange.host import Host
 from swarm.exchange.multiaddr import tcp_ports
 from swarm.exchange.reach import Reach, Reachability, ReachServer, reachability
@@ -59,14 +58,6 @@ class Collected:
 
     heard: wire.Heard
     groups: tuple[wire.Group, ...]
-
-
-class Health(Struct, frozen=True, kw_only=True):
-    """How a peer's exchange is, for its owner."""
-
-    peers: int  # in the routing table
-    restarts: int  # of libp2p, in this life of the node
-    reach: Reachability | None  # None until somebody could be asked
 
 
 class Peer:
@@ -277,7 +268,7 @@ class Peer:
             self._validator.open(key_hash(key), self._identity.peer, envelope, announcement.expiration)
         except WireError as error:
             raise ExchangeError(f"announcement of round {place.round} is not one to send: {error}") from error
-        # Held here in any case: others may find it with us, and a libp2p that is built anew announces it again.
+        # Held here in any case: others may find it with us, and a libp2p that is built anew announces it.
         self._announced[place] = envelope
         self._storage.store_subkey(
             DHTID.generate(source=key),
@@ -312,7 +303,7 @@ class Peer:
         return [by_peer[peer] for peer in sorted(by_peer)]
 
     async def _from_dht(self, place: Place, timeout: float) -> dict[bytes, wire.Heard]:
-        """The announcements of a place by peer; of what this node holds itself if the search takes too long."""
+        """The announcements of a place by peer; those that this node holds, if the search takes too long."""
         key = self._rules.key(*place)
         found = self._storage.get(DHTID.generate(source=key))
         host = self._host
@@ -355,9 +346,7 @@ class Peer:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
         # Silent nodes must not eat the time for fetching from those that were heard.
-        heard = await self.heard(
-            place.round, place.stage, place.cell, min(timeout / 2, READ_TIMEOUT_SECONDS)
-        )
+        heard = await self.heard(place.round, place.stage, place.cell, min(timeout / 2, READ_TIMEOUT_SECONDS))
         senders = self._affordable(sorted(heard, key=order), max_peers, limit)
         gate = asyncio.Semaphore(blobs.MAX_FETCHES)
         # Each fetch gets its share of the time: silent peers must not hold the gate against the others.

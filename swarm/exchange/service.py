@@ -24,7 +24,8 @@ from swarm.errors import ExchangeError
 from swarm.exchange import wire
 from swarm.exchange.addresses import ADDRESSES_FILE, AddressBook
 from swarm.exchange.gossip import GOSSIP_FILE, Gossip
-from swarm.exchange.peer import Collected, Health, Peer, Place
+from swarm.exchange.health import Health
+from swarm.exchange.peer import Collected, Peer, Place
 from swarm.exchange.reach import LOOPBACK_LISTEN, Reach
 from swarm.exchange.store import BlobStore
 from swarm.exchange.validator import SwarmRules
@@ -48,10 +49,10 @@ class Exchange:
     """What a peer says and hears: announcements through the DHT, blobs over libp2p streams.
 
     `signer` signs announcements; it must refuse a second, different one for a round and stage. What `rules`
-    calls is asked for every record that arrives: it must neither block nor raise. `folder` gets the blobs, the
-    gossip log and the address book. `reach` says how to be reached; the default is right for one machine.
-    `initial_peers` are multiaddresses with `/p2p/<peer id>`. Blobs stay for `keep_rounds` rounds: so long others
-    may audit what is in them.
+    calls is asked for every record that arrives: it must neither block nor raise. `folder` gets the blobs,
+    the gossip log and the address book. `reach` says how to be reached; the default is right for one machine.
+    `initial_peers` are multiaddresses with `/p2p/<peer id>`. Own blobs stay for `keep_rounds` rounds: so long
+    others may audit what is in them.
     """
 
     def __init__(
@@ -152,7 +153,7 @@ class Exchange:
     def enter(self, round_number: int, cell_of: Callable[[bytes], int] | None) -> None:
         """Call at each round's beginning, with the draw's cell of each peer (digest) if the ledger gave it.
 
-        From then on announcements in a wrong cell are refused. Who failed us in the last round gets a new chance.
+        From then on announcements in a wrong cell are refused; who failed us last round gets a new chance.
         """
         self._call(self._peer.enter(round_number, cell_of))
 
@@ -164,7 +165,7 @@ class Exchange:
         """Sign the announcement and store it in the DHT. The same one again is stored again, harmlessly.
 
         While libp2p is being started again it is kept, and goes out then. Raises `ExchangeError` if this peer
-        announced something else in the slot before, or if nodes would not accept it (swarm, round, expiration).
+        announced something else in the slot before, or if nodes would not accept it.
         """
         self._call(self._peer.announce(announcement))
 

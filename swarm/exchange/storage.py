@@ -1,4 +1,4 @@
-"""The DHT records that this node holds for its swarm: hivemind's storage by the ledger's clock, with limits."""
+"""The DHT records that this node holds: hivemind's storage, by the ledger's clock and with limits."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def frozen_dictionary() -> DictionaryDHTValue:
 class RecordStorage(DHTLocalStorage):
     """What hivemind's protocol and node use to keep and find records; all of them passed the validator.
 
-    `now` is the ledger's time in Unix seconds. `refuse(reason, peer)` is called for what does not fit. Outlives
-    the p2p daemon: a node that is built anew goes on with it.
+    `now` is the ledger's time in Unix seconds. `refuse(reason, peer)` is called for what does not fit. It
+    outlives the p2p daemon: a node that is built anew goes on with it.
     """
 
     def __init__(self, now: Callable[[], float], refuse: Callable[[str, bytes], None]) -> None:
@@ -36,9 +36,7 @@ class RecordStorage(DHTLocalStorage):
         self._count = 0
         self._next_sweep = 0.0
 
-    def store_subkey(
-        self, key: DHTID, subkey: Subkey, value: BinaryDHTValue, expiration_time: float
-    ) -> bool:
+    def store_subkey(self, key: DHTID, subkey: Subkey, value: BinaryDHTValue, expiration_time: float) -> bool:
         """Keep a record; whether it is new. What is held is never replaced."""
         self._remove_outdated()
         held = self.data.get(key)

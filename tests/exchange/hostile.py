@@ -1,7 +1,7 @@
-"""A hostile peer: `python hostile.py PLAN.json` does to its victims, round after round, all that it can think of.
+"""A hostile peer: `python hostile.py PLAN.json` does to its victims, round after round, all that it can.
 
-Its own small program: a real hivemind node with a registered key, which keeps to no rule. Each attack is named
-after what honest peers should count it under; what the program says on standard output, it did.
+Its own small program: a real hivemind node with a registered key, which keeps to no rule. What it says on
+standard output, it did.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Plan(msgspec.Struct, frozen=True):
 
 
 class Hostile:
-    """One round's attacks, each a method that yields (reason, records to store) or does it itself."""
+    """The attacks of a round, each a method."""
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
@@ -122,7 +122,7 @@ class Hostile:
             self._send(key, bytes(size), DHTProtocol.serializer.dumps(self.me.peer))
 
     def _answers(self, number: int) -> None:
-        """What whoever asks this node gets: the stranger's record, rubbish and 100 MB beside the good ones."""
+        """What this node answers who asks it: a stranger's record, rubbish and 100 MB beside good ones."""
         for stage in (0, 1):
             good = self.swarm.announcement(round=number, stage=stage)
             records = {self.stranger.peer: signed(self.stranger, good), bytes(32): b"rubbish"}
@@ -131,7 +131,7 @@ class Hostile:
             self.rogue.answer(key_of(good), records, good.expiration)
 
     def _flood(self, number: int) -> None:
-        """10,000 records with a registered key, each in a cell of its own, in requests as large as are taken."""
+        """10,000 records with a registered key, each in a cell of its own, in requests that are taken."""
         request = []
         for cell in range(FLOOD):
             # Not signed one by one, which would take seconds: the cell is looked at before the signature.
@@ -151,22 +151,21 @@ class Hostile:
     def _streams(self, _number: int) -> None:
         """Many streams that say nothing, or what no honest peer says."""
 
-        async def open_and_leave(said: bytes) -> None:
+        async def open_and_leave(victim: PeerID, said: bytes) -> None:
             for protocol in (wire.BLOB_STREAM, wire.REACH_STREAM, wire.HELLO_STREAM):
                 with suppress(Exception):
                     _, _, writer = await self.rogue.p2p.call_binary_stream_handler(victim, protocol)
                     writer.write(said)
                     self._held.append(writer)
 
+        async def all_at_once(victim: PeerID) -> None:
+            said = [b"", b"\xff" * 70000, b"\x00\x00", os.urandom(500)] * 25
+            await asyncio.gather(*(open_and_leave(victim, one) for one in said))
+
         self._held: list[asyncio.StreamWriter] = []
         for victim in self._victims():
-            said = [b"", b"\xff" * 70000, b"\x00\x00", os.urandom(500)] * 25
-
-            async def all_at_once(said: list[bytes] = said) -> None:
-                await asyncio.gather(*(open_and_leave(one) for one in said))
-
             with suppress(Exception):
-                self.rogue.run(all_at_once())
+                self.rogue.run(all_at_once(victim))
 
     async def _serve(self, _info: object, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         serve: dict[str, Callable[[asyncio.StreamWriter], Awaitable[None]]] = {

@@ -65,14 +65,15 @@ def test_living_peers_hear_each_other_while_a_third_is_replaced_every_round(
 
 
 def _shares(players: Sequence[Player], numbers: Sequence[int], deaths: dict[bytes, int]) -> list[float]:
-    """For each live peer and round: which share of the others that lived through it, and announced, it got."""
+    """For each live peer and round: the share that it got of those that lived through it and announced."""
     played = {(player.peer, one.round): one for player in players for one in player.rounds}
     shares = []
     for number in numbers:
         living = {
             player.peer
             for player in players
-            if (one := played.get((player.peer, number))) and one.announced
+            if (one := played.get((player.peer, number)))
+            and one.announced
             and deaths.get(player.peer, number + 1) > number
         }
         shares += [len(played[peer, number].got & living) / len(living) for peer in living]

@@ -1,4 +1,4 @@
-"""A hostile peer against honest ones, all in processes of their own: nobody loses a round, memory stays, all is counted."""
+"""A hostile peer against honest ones, in processes of their own: no round lost, memory held, all counted."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 from exchange_cast import Swarm
 from hostile import Plan as Attack
-from player import Plan, Player, PlayedRound, troupe
+from player import Plan, PlayedRound, Player, troupe
 
 from identity import Identity
 
@@ -77,7 +77,10 @@ def test_hostile_peer_costs_nobody_a_round_and_is_counted(tmp_path: Path) -> Non
     assert not lost and all(one.announced for one in played)
     assert {one.round for one in played} >= {*range(quiet, quiet + QUIET_ROUNDS), *attacked}
     for player in players:
-        before, after = _memory(player.rounds, quiet, min(attacked)), _memory(player.rounds, min(attacked), last + 2)
+        before, after = (
+            _memory(player.rounds, quiet, min(attacked)),
+            _memory(player.rounds, min(attacked), last + 2),
+        )
         print(f"memory quiet={before / 1e6:.0f} MB attacked={after / 1e6:.0f} MB")
         assert after - before <= MORE_MEMORY_BYTES
     counted = sum((player.rounds[-1].dropped for player in players), Counter[str]())
