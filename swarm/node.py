@@ -84,9 +84,9 @@ class Node:
         while rounds is None or rounds > 0:
             number = self._next_round(last)
             self._set_status("waiting", number)
+            self._be_listed()
             self._wait_for_round(number)
             self._look_for_copies()
-            self._be_listed()
             self._play(number)
             last = number
             rounds = rounds - 1 if rounds is not None else None

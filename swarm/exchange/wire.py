@@ -71,13 +71,13 @@ class Envelope(Struct, frozen=True, array_like=True, forbid_unknown_fields=True,
     signature: Signature
 
 
-class Completion(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, kw_only=True):
+class Completion(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, kw_only=True, gc=False):
     """One sampled completion: the sender's token ids (with EOS, for audits) and the text that they make.
 
     The ids travel packed, four bytes little-endian each, so that a hostile one costs its reader no object.
     """
 
-    packed: Annotated[bytes, Meta(max_length=4 * MAX_TOKENS)]
+    packed: Annotated[bytes, Meta(min_length=4, max_length=4 * MAX_TOKENS)]
     text: Annotated[str, Meta(max_length=MAX_TEXT_CHARS)]
 
     def __post_init__(self) -> None:
@@ -101,7 +101,7 @@ class Completion(Struct, frozen=True, array_like=True, forbid_unknown_fields=Tru
         return struct.unpack(f"<{self.length}I", self.packed)
 
 
-class Group(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, kw_only=True):
+class Group(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, kw_only=True, gc=False):
     """The G completions of one prompt. The prompt itself is redrawn, not sent.
 
     `index` is the question's j. `answers` and `critiques` are the leaves of what the prompt showed, in
