@@ -1,5 +1,16 @@
 import pytest
 
+# Played against the clock, with processes of their own: one of them at a time.
+ROUNDS = {"test_node", "test_demo", "test_exchange_hostile", "test_exchange_churn"}
+
+
+def pytest_collection_modifyitems(items):
+    """For pytest-xdist: all that plays rounds goes to one worker, begun first; else a file at a time."""
+    for item in items:
+        group = "rounds" if item.path.stem in ROUNDS else item.path.stem
+        item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=lambda item: item.path.stem not in ROUNDS)
+
 
 @pytest.fixture(scope="session", autouse=True)
 def machine_dir(tmp_path_factory):

@@ -18,7 +18,8 @@ from rich.table import Table
 from identity import Identity, peer_name
 from swarm.errors import LedgerError, SwarmError
 from swarm.exchange.addresses import ADDRESSES_FILE, AddressBook
-from swarm.exchange.gossip import GOSSIP_FILE, Drop, Equivocation, GossipReader, HeardEntry, RoundGossip
+from swarm.exchange.gossip import GOSSIP_FILE
+from swarm.exchange.gossip_reader import Drop, Equivocation, GossipReader, HeardEntry, RoundGossip
 from swarm.ledger.deliveries import Deliveries, Delivery
 from swarm.ledger.facts import FACTS_FILE, read_facts
 from swarm.manifest import MICROS, parse_canonical

@@ -8,8 +8,9 @@
 | stream `REACH_STREAM` | `ReachRequest`, `ReachAnswer` | `MAX_MESSAGE_BYTES`        | in the stream id |
 | stream `HELLO_STREAM` | `Hello`                       | `MAX_MESSAGE_BYTES`        | in the stream id |
 
-Decoding hostile bytes raises `WireError` and nothing else, and allocates a small multiple of their length:
-whatever repeats is bounded in number, and token ids stay packed. Structs are arrays on the wire and open
+Decoding hostile bytes raises `WireError` and nothing else, and allocates at most 16 times their length and
+half a MiB (the worst is tiny completions; tests/exchange/test_exchange_wire.py): whatever repeats is bounded
+in number, what may come by the million has no collector's header, and token ids stay packed. Structs are arrays on the wire and open
 with a version, so a later format is refused by name instead of misread.
 """
 
@@ -74,7 +75,8 @@ class Envelope(Struct, frozen=True, array_like=True, forbid_unknown_fields=True,
 class Completion(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, kw_only=True, gc=False):
     """One sampled completion: the sender's token ids (with EOS, for audits) and the text that they make.
 
-    The ids travel packed, four bytes little-endian each, so that a hostile one costs its reader no object.
+    The ids travel packed, four bytes little-endian each, so that a hostile one costs its reader no object. At
+    least one: EOS, or what `max_tokens` left.
     """
 
     packed: Annotated[bytes, Meta(min_length=4, max_length=4 * MAX_TOKENS)]

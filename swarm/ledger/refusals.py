@@ -114,6 +114,7 @@ def translated(action: str, host: str) -> Iterator[None]:
     except (
         exceptions.BadFunctionCallOutput,
         exceptions.LogTopicError,
+        exceptions.MismatchedABI,
         DecodingError,
         OverflowError,
     ) as error:

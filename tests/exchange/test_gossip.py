@@ -15,7 +15,8 @@ from exchange_cast import signed
 from identity import peer_id_text, peer_name
 from swarm.exchange import gossip as module
 from swarm.exchange import wire
-from swarm.exchange.gossip import GOSSIP_FILE, Gossip, GossipReader
+from swarm.exchange.gossip import GOSSIP_FILE, Gossip
+from swarm.exchange.gossip_reader import GossipReader
 
 ALICE, BOB = b"a" * 32, b"b" * 32
 

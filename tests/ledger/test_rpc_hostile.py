@@ -206,6 +206,18 @@ def test_another_block_than_was_asked_for_is_nonsense(serve):
         Rpc(serve(answers(eth_getBlockByNumber=BLOCK)).url).block(17)
 
 
+@pytest.mark.parametrize("topics", [[], ["0x" + "11" * 32]], ids=["no topics", "another event's"])
+def test_an_event_that_was_not_asked_for_is_a_refusal(serve, topics):
+    log = {"address": ADDRESS, "topics": topics, "data": "0x", "blockNumber": "0x1", "logIndex": "0x0"}
+    log |= {"transactionHash": HASH, "transactionIndex": "0x0", "blockHash": HASH, "removed": False}
+    rpc = Rpc(serve(answers(eth_getBlockByNumber=BLOCK | {"number": "0x1"}, eth_getLogs=[log])).url)
+    event = rpc.web3.eth.contract(
+        address=ADDRESS, abi=[{"type": "event", "name": "Happened", "anonymous": False, "inputs": []}]
+    ).events.Happened
+    with pytest.raises(LedgerError):
+        list(rpc.logs(event, 0))
+
+
 @pytest.mark.parametrize("method", ["eth_chainId", "eth_estimateGas", "eth_getTransactionCount"])
 @pytest.mark.parametrize("value", [hex(2**63), "0x" + "f" * 10_000, "-0x1", -1, None])
 def test_no_nonsense_is_signed_or_written_down(serve, tmp_path, method, value):
