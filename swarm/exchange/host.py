@@ -12,7 +12,7 @@ from typing import Any
 
 import psutil
 from hivemind.dht import DHTNode
-from hivemind.p2p import P2P, P2PDaemonError
+from hivemind.p2p import P2P, P2PDaemonError, P2PHandlerError
 
 from swarm.errors import ExchangeError
 from swarm.exchange import dht
@@ -27,6 +27,9 @@ STOP_SECONDS = 1.5
 # Silent twice in a row counts as dead, so that it is built anew within 10 seconds.
 LOOK_SECONDS, SILENCE_SECONDS, SILENCES = 1.0, 3.0, 2
 _FOLDER_PREFIX = "swarm-p2pd-"
+
+#: What hivemind raises when p2pd is gone, or answers that something failed; one boundary.
+LIBP2P_ERRORS = (OSError, EOFError, TimeoutError, P2PDaemonError, P2PHandlerError)
 
 
 class Host:
@@ -103,7 +106,7 @@ class Host:
             try:
                 await asyncio.wait_for(self.p2p._client.identify(), SILENCE_SECONDS)
                 silences = 0
-            except (TimeoutError, OSError, EOFError, P2PDaemonError):
+            except LIBP2P_ERRORS:
                 silences += 1
 
     async def multiaddrs(self) -> list[str]:

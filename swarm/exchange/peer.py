@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -18,7 +18,7 @@ from swarm.exchange import blobs, dht, hello, wire
 from swarm.exchange.addresses import AddressBook
 from swarm.exchange.gossip import Gossip
 from swarm.exchange.health import Health
-from swarm.exchange.host import Host
+from swarm.exchange.host import LIBP2P_ERRORS, Host
 from swarm.exchange.multiaddr import tcp_ports
 from swarm.exchange.reach import Reach, Reachability, ReachServer, reachability
 from swarm.exchange.storage import RecordStorage
@@ -38,6 +38,8 @@ READ_TIMEOUT_SECONDS = 12.0
 RESTART_SECONDS, MAX_RESTART_SECONDS = 0.5, 30.0  # between tries to start libp2p again, doubling
 FLUSH_SECONDS = 1.0
 MEET_SECONDS = 15.0  # between looks at who is new, and at whether we are alone
+GREETED_AT_ONCE = 16
+MAX_KNOWN = 64  # bootstrap addresses, the ones learned last
 REACH_SECONDS = 3600.0
 BOOK_DIALS = 16  # addresses from the address book that a lonely peer dials at once
 # What one stage may bring in all, however much the cell announces: bounds memory.
@@ -89,6 +91,7 @@ class Peer:
         self._book = book
         self._reach = reach
         self._fetcher = blobs.Fetcher(store)
+        self._blob_server = blobs.BlobServer(store)
         self._reach_server = ReachServer()
         self._host: Host | None = None
         self._known: list[str] = []  # bootstrap addresses
@@ -119,9 +122,9 @@ class Peer:
 
     async def start(self, initial_peers: Iterable[str]) -> None:
         """Start libp2p, join, and keep both going from then on. `ExchangeError` if it cannot listen."""
-        self._known = list(dict.fromkeys(initial_peers))
+        self._know(initial_peers)
         self._host = await self._start_host()
-        await self._join(self._host, [*self._known, *self._book.multiaddrs(BOOK_DIALS)])
+        await self._join(self._host, self._acquaintances())
         chores: tuple[Coroutine[Any, Any, None], ...] = (
             self._keep_alive(),
             self._keep_log(),
@@ -129,6 +132,12 @@ class Peer:
             self._look_from_outside(),
         )
         self._chores = [asyncio.create_task(chore) for chore in chores]
+
+    def check(self) -> None:
+        """Raise the mistake that ended a chore, if one did; from any thread."""
+        for chore in self._chores:
+            if chore.done() and not chore.cancelled() and chore.exception() is not None:
+                raise RuntimeError("the exchange failed") from chore.exception()
 
     async def stop(self) -> None:
         """End p2pd, whatever state it is in, and write down what is worth keeping."""
@@ -143,11 +152,17 @@ class Peer:
 
     async def _start_host(self) -> Host:
         host = await self._listen()
-        await blobs.BlobServer(self.store).start(host.p2p)
-        await self._reach_server.start(host.p2p)
-        await hello.serve(host.p2p)
+        try:
+            await self._blob_server.start(host.p2p)
+            await self._reach_server.start(host.p2p)
+            await hello.serve(host.p2p)
+            ports = tcp_ports(await host.multiaddrs())
+        except BaseException as error:
+            await host.stop()
+            if isinstance(error, LIBP2P_ERRORS):
+                raise ExchangeError(f"libp2p died while it started: {error}") from error
+            raise
         # From now on the same port is listened on, in this life and the next: others remember it.
-        ports = tcp_ports(await host.multiaddrs())
         if ports:
             self._book.own_port = ports[0]
         return host
@@ -181,12 +196,16 @@ class Peer:
                     await asyncio.sleep(pause)
                     pause = min(2 * pause, MAX_RESTART_SECONDS)
             self.restarts += 1
-            addresses = [address for peer in peers for address in self._greeted.get(peer, ())]
-            await self._join(self._host, [*self._known, *addresses, *self._book.multiaddrs(BOOK_DIALS)])
-            for place, envelope in self._announced.items():
-                with suppress(ExchangeError):
-                    await self._store(self._host, place, envelope)
-            log.info("libp2p is back peers=%d", len(self._host.peers))
+            with suppress(*LIBP2P_ERRORS):  # it may be dead again: the next turn sees to that
+                await self._come_back(self._host, peers)
+
+    async def _come_back(self, host: Host, peers: list[bytes]) -> None:
+        """Find the peers again that the last host knew, and tell them what was announced meanwhile."""
+        addresses = [address for peer in peers for address in self._greeted.get(peer, ())]
+        await self._join(host, [*addresses, *self._acquaintances()])
+        for place, envelope in list(self._announced.items()):
+            await self._store(host, place, envelope)
+        log.info("libp2p is back peers=%d", len(host.peers))
 
     async def _keep_log(self) -> None:
         while True:
@@ -197,27 +216,34 @@ class Peer:
         """Remember where the peers are that we meet; look for some while there are none."""
         while True:
             host = self._host
-            if host is not None and not host.peers:
-                await self._join(host, [*self._known, *self._book.multiaddrs(BOOK_DIALS)])
             if host is not None:
-                await self._greet(host)
+                with suppress(*LIBP2P_ERRORS):
+                    if not host.peers:
+                        await dht.join(host.node, host.p2p, self._acquaintances())
+                    await self._greet(host)
             await asyncio.sleep(MEET_SECONDS)
 
     async def _greet(self, host: Host) -> None:
         peers = host.peers
-        for peer in peers:
-            if peer not in self._greeted:
-                with suppress(ExchangeError):
-                    self._greeted[peer] = await hello.ask(host.p2p, peer)
-        self._greeted = {peer: said for peer, said in self._greeted.items() if peer in peers}
+        new = [peer for peer in peers if peer not in self._greeted][:GREETED_AT_ONCE]
+        said = await asyncio.gather(*(hello.ask(host.p2p, peer) for peer in new))
+        known = self._greeted | dict(zip(new, said, strict=True))
+        self._greeted = {peer: addresses for peer, addresses in known.items() if addresses and peer in peers}
         for peer, addresses in self._greeted.items():
             self._book.remember(peer, addresses)
         await asyncio.to_thread(self._book.save)
 
+    def _acquaintances(self) -> list[str]:
+        """Addresses at which there may be peers."""
+        return list(dict.fromkeys([*self._known, *self._book.multiaddrs(BOOK_DIALS)]))
+
+    def _know(self, addresses: Iterable[str]) -> None:
+        self._known = list(dict.fromkeys([*self._known, *addresses]))[-MAX_KNOWN:]
+
     async def _look_from_outside(self) -> None:
         """Find out, from other peers, whether others can reach us."""
         while True:
-            with suppress(ExchangeError):
+            with suppress(ExchangeError, *LIBP2P_ERRORS):
                 host = self._running()
                 self.reachability = await reachability(
                     host.p2p, host.peers, tcp_ports(await host.multiaddrs())
@@ -235,11 +261,10 @@ class Peer:
 
     async def join(self, addresses: Iterable[str]) -> None:
         addresses = list(addresses)
-        self._known = list(dict.fromkeys([*self._known, *addresses]))
+        self._know(addresses)
         await self._join(self._running(), addresses)
 
-    async def _join(self, host: Host, addresses: Iterable[str]) -> None:
-        addresses = list(dict.fromkeys(addresses))
+    async def _join(self, host: Host, addresses: Sequence[str]) -> None:
         failed = await dht.join(host.node, host.p2p, addresses)
         if failed:
             log.warning("peers_unreachable count=%d of=%d first=%s", len(failed), len(addresses), failed[0])

@@ -17,14 +17,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
-from hivemind.p2p import P2PDaemonError
-
 from identity import Identity
 from swarm.errors import ExchangeError
 from swarm.exchange import wire
 from swarm.exchange.addresses import ADDRESSES_FILE, AddressBook
 from swarm.exchange.gossip import GOSSIP_FILE, Gossip
 from swarm.exchange.health import Health
+from swarm.exchange.host import LIBP2P_ERRORS
 from swarm.exchange.peer import Collected, Peer, Place
 from swarm.exchange.reach import LOOPBACK_LISTEN, Reach
 from swarm.exchange.store import BlobStore
@@ -204,6 +203,7 @@ class Exchange:
         return self._call(collecting, timeout + CALL_TIMEOUT_SECONDS)
 
     def _call(self, work: Coroutine[Any, Any, T], timeout: float = CALL_TIMEOUT_SECONDS) -> T:
+        self._peer.check()
         with self._lock:  # what is handed over before a stop is cancelled by it, not lost with the loop
             if self._loop is None:
                 work.close()
@@ -213,7 +213,7 @@ class Exchange:
             return future.result(timeout + 1)
         except TimeoutError:
             raise ExchangeError(f"libp2p did not answer within {timeout:.0f} seconds") from None
-        except (ConnectionError, P2PDaemonError) as error:
+        except LIBP2P_ERRORS as error:
             raise ExchangeError(f"libp2p's process does not answer: {error}") from error
         except CancelledError:
             raise ExchangeError("exchange was stopped meanwhile") from None

@@ -9,9 +9,9 @@
 | stream `HELLO_STREAM` | `Hello`                       | `MAX_MESSAGE_BYTES`        | in the stream id |
 
 Decoding hostile bytes raises `WireError` and nothing else, and allocates at most 16 times their length and
-half a MiB (the worst is tiny completions; tests/exchange/test_exchange_wire.py): whatever repeats is bounded
-in number, what may come by the million has no collector's header, and token ids stay packed. Structs are arrays on the wire and open
-with a version, so a later format is refused by name instead of misread.
+half a MiB (measured in tests/exchange/test_exchange_wire.py; the worst are tiny completions): whatever
+repeats is bounded in number, and token ids stay packed. Structs are arrays on the wire and open with a
+version, so a later format is refused by name instead of misread.
 """
 
 from __future__ import annotations

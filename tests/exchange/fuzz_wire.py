@@ -3,8 +3,8 @@
     python tests/exchange/fuzz_wire.py [--inputs 10_000_000] [--seconds 600] [--seed N]
 
 An input begins as a valid message of one kind. One of its layers (an announcement's body, the envelope that
-holds it, the record around that, …) is damaged, and the outer layers are put around what is left with the
-right lengths: so most of the damage is met deep inside. Every input goes to every decoder; how far it comes is
+holds it, the record around that, …) is damaged, and the outer layers are put around it with the right
+lengths: so most of the damage is met deep inside. Every input goes to every decoder; how far it comes is
 counted for the decoder that it was meant for. What fails is left in `fuzz-failure.bin`, with exit code 1.
 
 No atheris: it is guided by the branches taken, of which our Python has a dozen; msgspec's C would have to be
