@@ -1,5 +1,7 @@
 import pytest
 
+from identity import load_or_create_identity
+
 # Played against the clock, with processes of their own: one of them at a time.
 ROUNDS = {"test_node", "test_demo", "test_exchange_hostile", "test_exchange_churn"}
 
@@ -19,3 +21,12 @@ def machine_dir(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SWARM_MACHINE_DIR", str(folder))
         yield folder
+
+
+@pytest.fixture
+def home(tmp_path):
+    """Of a peer that has joined no swarm yet."""
+    home = tmp_path / "home"
+    _, journal = load_or_create_identity(home)
+    journal.close()
+    return home

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from eth_account import Account
 from hivemind.p2p import P2P
+from small_swarm import small_manifest
 
 from identity import Identity, load_or_create_identity, load_or_create_wallet
 from swarm import doctor
@@ -22,31 +23,11 @@ from swarm.ledger.account import LedgerAccount
 from swarm.ledger.creation import deploy
 from swarm.ledger.devnet import Devnet
 from swarm.ledger.facts import FACTS_FILE, save_facts
-from swarm.manifest import parse
 from swarm.settings import Settings, hold_home
 
-MANIFEST = parse(
-    b"""
-    name: patients
-    task: {name: arithmetic}
-    model: tiny
-    round_seconds: 1000
-    group_size: 4
-    stages: [{name: answer, ends_at: 0.4, max_groups: 8, max_tokens: 8}]
-    learn: {ends_at: 0.8, external_groups: 2, learning_rate: 1.0e-4}
-    """,
-    "test",
-)
+MANIFEST = small_manifest("patients")
 NOWHERE = "0x5FbDB2315678afecb367f032d93F642f64180aa3@http://127.0.0.1:9"
 RELAY_PEER = "/ip4/203.0.113.7/tcp/38331/p2p/QmNLei78zWmzUdbeRB3CiUfAizWUrbeeZh5K1rhAQKCh51"
-
-
-@pytest.fixture
-def home(tmp_path):
-    home = tmp_path / "home"
-    _, journal = load_or_create_identity(home)
-    journal.close()
-    return home
 
 
 @pytest.fixture

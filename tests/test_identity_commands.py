@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 from eth_account import Account
+from small_swarm import small_manifest
 
 from identity import load_or_create_identity, load_or_create_wallet
 from swarm.cli import main
@@ -14,31 +15,11 @@ from swarm.ledger.deliveries import Deliveries
 from swarm.ledger.devnet import Devnet
 from swarm.ledger.facts import FACTS_FILE, save_facts
 from swarm.ledger.records import Report
-from swarm.manifest import parse
 from swarm.records import Records, RoundRecord
 from swarm.settings import Settings
 
 PASSWORD = "a password of the backup"
-MANIFEST = parse(
-    b"""
-    name: keys
-    task: {name: arithmetic}
-    model: tiny
-    round_seconds: 1000
-    group_size: 4
-    stages: [{name: answer, ends_at: 0.4, max_groups: 8, max_tokens: 8}]
-    learn: {ends_at: 0.8, external_groups: 2, learning_rate: 1.0e-4}
-    """,
-    "test",
-)
-
-
-@pytest.fixture
-def home(tmp_path):
-    home = tmp_path / "home"
-    _, journal = load_or_create_identity(home)
-    journal.close()
-    return home
+MANIFEST = small_manifest("keys")
 
 
 @pytest.fixture

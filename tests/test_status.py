@@ -7,39 +7,20 @@ import json
 from contextlib import closing
 
 import pytest
+from small_swarm import small_manifest
 
-from identity import load_or_create_identity, peer_id_text, peer_name
+from identity import peer_id_text, peer_name
 from swarm.board.status import SHOWN_DROPS, SHOWN_EQUIVOCATIONS
 from swarm.cli import main
 from swarm.exchange import wire
 from swarm.exchange.addresses import ADDRESSES_FILE, AddressBook
 from swarm.exchange.gossip import GOSSIP_FILE, Gossip
 from swarm.ledger.facts import FACTS_FILE, Facts, save_facts
-from swarm.manifest import parse
 from swarm.settings import Settings
 
 ALICE, BOB = b"a" * 32, b"b" * 32
 ADDRESS = "0x" + "ab" * 20
-MANIFEST = parse(
-    b"""
-    name: listening
-    task: {name: arithmetic}
-    model: tiny
-    round_seconds: 1000
-    group_size: 4
-    stages: [{name: answer, ends_at: 0.4, max_groups: 8, max_tokens: 8}]
-    learn: {ends_at: 0.8, external_groups: 2, learning_rate: 1.0e-4}
-    """,
-    "test",
-)
-
-
-@pytest.fixture
-def home(tmp_path):
-    home = tmp_path / "home"
-    _, journal = load_or_create_identity(home)
-    journal.close()
-    return home
+MANIFEST = small_manifest("listening")
 
 
 @pytest.fixture
