@@ -1,7 +1,8 @@
 """How long announcing and gathering take in a cell, against values put whole into the DHT; see `exchange.py`.
 
 Every peer is a process of its own with a p2pd of its own, forked from a server that has imported everything.
-All of them announce at once, and when all are done, all of them gather at once.
+The swarm is the cell. In half of the repetitions all announce at once and, when all are done, gather at once:
+they share the machine's cores. In the other half one acts after the other, as if each had a machine to itself.
 """
 
 from __future__ import annotations
@@ -14,14 +15,13 @@ import random
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from statistics import median
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import psutil
 from hivemind import DHT
@@ -35,9 +35,10 @@ from swarm.exchange.validator import SwarmRules
 
 SWARM_ID = b"\x01" * 32
 ROUND_SECONDS = 3600  # by the swarm's clock, which each repetition turns by one round
-COMPLETIONS, TOKENS, CHARS_PER_TOKEN = 8, 256, 5  # of a group, of a completion: 18.6 kB a group
-ANSWER_SECONDS = 45.0  # after which a peer is taken for stuck
-GATHER_SECONDS = 30.0
+COMPLETIONS, CHARS_PER_TOKEN = 8, 5
+SHAPES = ((1, 100), (1, 256), (11, 256))  # groups, and tokens of each completion: 7, 18 and 203 kB
+STUCK_SECONDS = 20.0
+EXPIRES_SECONDS = 600.0
 
 
 @dataclass(frozen=True)
@@ -50,13 +51,14 @@ class Plan:
     genesis: int
     peers: int
     groups: int
+    tokens: int
     bootstrap: tuple[str, ...] = ()
 
 
 class Way(Protocol):
-    """One way to show the others what one has made."""
+    """One way to show a cell what one has made."""
 
-    address: str  # at which the next peer joins
+    address: str  # at which others join
 
     def announce(self, repetition: int, data: bytes) -> None:
         """Make the data known to the cell."""
@@ -65,11 +67,11 @@ class Way(Protocol):
         """Fetch what the cell has made; of how many peers it came."""
 
     def stop(self) -> None:
-        """End all processes."""
+        """End what was started."""
 
 
 class Announced:
-    """Ours: a signed announcement in the DHT, the data as a blob. Decodes the groups, too."""
+    """Ours: a signed announcement in the DHT, and the data as a blob. Gathering checks and decodes, too."""
 
     def __init__(self, plan: Plan) -> None:
         identity = Identity.load(plan.identity)
@@ -92,6 +94,7 @@ class Announced:
         self.address = self._exchange.multiaddrs[0]
 
     def announce(self, repetition: int, data: bytes) -> None:
+        """`put_blob` and `announce`."""
         self._round = 3 + repetition
         self._exchange.enter(self._round, lambda _peer: 0)
         self._exchange.announce(
@@ -109,92 +112,107 @@ class Announced:
         )
 
     def gather(self, repetition: int) -> int:
-        return len(self._exchange.collect(self._round, 0, 0, timeout=GATHER_SECONDS, max_peers=64))
+        """`collect`."""
+        return len(self._exchange.collect(self._round, 0, 0, timeout=STUCK_SECONDS, max_peers=64))
 
     def stop(self) -> None:
+        """End the exchange."""
         self._exchange.stop()
 
 
 class WholeInNode:
-    """The data whole as a DHT value, by a `DHTNode` in this process."""
+    """The data whole as a DHT value, by hivemind's `DHTNode` in this process."""
 
     def __init__(self, plan: Plan) -> None:
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, daemon=True).start()
-        self._node = self._run(
+        self._node: DHTNode = self._run(
             DHTNode.create(initial_peers=list(plan.bootstrap), identity_path=str(plan.identity))
         )
         self.address = str(self._run(self._node.get_visible_maddrs())[0])
 
     def announce(self, repetition: int, data: bytes) -> None:
+        """Store the data under the peer's subkey."""
         subkey = str(self._node.peer_id)
-        self._run(self._node.store(str(repetition), data, get_dht_time() + 600, subkey=subkey))
+        self._run(self._node.store(str(repetition), data, get_dht_time() + EXPIRES_SECONDS, subkey=subkey))
 
     def gather(self, repetition: int) -> int:
+        """Get the cell's dictionary."""
         found = self._run(self._node.get(str(repetition), latest=True))
         return 0 if found is None else len(found.value)
 
     def stop(self) -> None:
+        """End the node and its p2pd."""
         with suppress(TimeoutError):
-            asyncio.run_coroutine_threadsafe(self._node.shutdown(), self._loop).result(5)
+            self._run(self._node.shutdown())
 
     def _run(self, work: Coroutine[Any, Any, Any]) -> Any:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(ANSWER_SECONDS)
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(STUCK_SECONDS)
 
 
 class WholeInDHT:
-    """The same by `hivemind.DHT`, in a process of its own, as RL Swarm calls it."""
+    """The same by `hivemind.DHT`, whose node has a process of its own: RL Swarm's way.
+
+    Its calls are made with `return_future`, because without it they wait for ever once that process is dead.
+    """
 
     def __init__(self, plan: Plan) -> None:
-        self._dht = DHT(
-            initial_peers=list(plan.bootstrap), identity_path=str(plan.identity), start=True
-        )
+        self._dht = DHT(initial_peers=list(plan.bootstrap), identity_path=str(plan.identity), start=True)
         self.address = str(self._dht.get_visible_maddrs()[0])
+        self._subkey = str(self._dht.peer_id)
 
     def announce(self, repetition: int, data: bytes) -> None:
-        self._dht.store(
-            str(repetition),
-            data,
-            get_dht_time() + 600,
-            subkey=str(self._dht.peer_id),
-            return_future=True,  # the call that does not return it waits for ever if the process dies
-        ).result(ANSWER_SECONDS)
+        """As `WholeInNode.announce`."""
+        expires = get_dht_time() + EXPIRES_SECONDS
+        self._dht.store(str(repetition), data, expires, self._subkey, return_future=True).result(
+            STUCK_SECONDS
+        )
 
     def gather(self, repetition: int) -> int:
-        found = self._dht.get(str(repetition), latest=True, return_future=True).result(ANSWER_SECONDS)
+        """As `WholeInNode.gather`."""
+        found = self._dht.get(str(repetition), latest=True, return_future=True).result(STUCK_SECONDS)
         return 0 if found is None else len(found.value)
 
     def stop(self) -> None:
+        """End the process."""
         self._dht.shutdown()
 
 
 WAYS: dict[str, Callable[[Plan], Way]] = {
-    "announce + blob": Announced,
-    "whole, DHTNode": WholeInNode,
-    "whole, hivemind.DHT": WholeInDHT,
+    "announcement and blob": Announced,
+    "whole, `DHTNode`": WholeInNode,
+    "whole, `hivemind.DHT`": WholeInDHT,
 }
+OURS = "announcement and blob"
 
 
-def make_groups(count: int) -> bytes:
-    """A blob of groups that no other peer has."""
+def make_groups(count: int, tokens: int) -> bytes:
+    """An encoded blob of groups that no other peer has."""
     groups = []
     for index in range(count):
-        text = random.randbytes(COMPLETIONS * TOKENS).hex()
-        completions = tuple(
-            wire.Completion.of(
-                random.choices(range(150_000), k=TOKENS),
-                (text[2 * TOKENS * n :] * CHARS_PER_TOKEN)[: TOKENS * CHARS_PER_TOKEN],
-            )
-            for n in range(COMPLETIONS)
-        )
-        groups.append(wire.Group(index=index, completions=completions))
+        completions = []
+        for _ in range(COMPLETIONS):
+            text = random.randbytes(tokens * CHARS_PER_TOKEN // 2 + 1).hex()[: tokens * CHARS_PER_TOKEN]
+            completions.append(wire.Completion.of(random.choices(range(150_000), k=tokens), text))
+        groups.append(wire.Group(index=index, completions=tuple(completions)))
     return wire.encode(wire.GroupsBlob(groups=tuple(groups)))
+
+
+Act = Literal["announce", "gather"]
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a peer says after it did something."""
+
+    seconds: float
+    looks: int = 1  # how often it had to gather until it had the whole cell
 
 
 def play(plan: Plan, pipe: Connection) -> None:
     """A peer's process: does what it is told and says how long it took."""
     logging.disable(logging.CRITICAL)
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # hivemind's dying processes print their last words
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # for the last words of hivemind's processes
     way = WAYS[plan.way](plan)
     pipe.send(way.address)
     try:
@@ -202,35 +220,44 @@ def play(plan: Plan, pipe: Connection) -> None:
             pipe.send(_act(way, plan, *told))
     finally:
         way.stop()
-        os._exit(0)
+        os._exit(0)  # whatever threads are still waiting
 
 
-def _act(way: Way, plan: Plan, what: str, repetition: int) -> tuple[float, int] | None:
-    """The seconds it took, and how often it had to be tried; None if it failed."""
-    data = make_groups(plan.groups) if what == "announce" else b""
+def _act(way: Way, plan: Plan, what: Act, repetition: int) -> Done | None:
+    """None if it failed."""
+    data = make_groups(plan.groups, plan.tokens) if what == "announce" else b""
     started = time.perf_counter()
     try:
         if what == "announce":
             way.announce(repetition, data)
-            return time.perf_counter() - started, 1
-        for tries in range(1, 1000):
-            if way.gather(repetition) >= plan.peers:
-                return time.perf_counter() - started, tries
-            if time.perf_counter() - started > GATHER_SECONDS:
+            return Done(time.perf_counter() - started)
+        looks = 1
+        while way.gather(repetition) < plan.peers:  # as RL Swarm does
+            if time.perf_counter() - started > STUCK_SECONDS:
                 return None
+            looks += 1
+        return Done(time.perf_counter() - started, looks)
     except Exception:  # noqa: BLE001 - whatever hivemind raises: it failed
         return None
-    return None
+
+
+@dataclass
+class Times:
+    """The seconds of all peers and repetitions, of one kind of repetition."""
+
+    announce: list[float] = field(default_factory=list)
+    gather: list[float] = field(default_factory=list)
 
 
 @dataclass
 class Measured:
-    """The seconds of all peers and repetitions."""
+    """What one way took."""
 
-    announce: list[float] = field(default_factory=list)
-    gather: list[float] = field(default_factory=list)
-    asked: int = 0  # peers times repetitions, announcing and gathering
-    again: int = 0  # gathers that did not see all at the first look
+    together: Times = field(default_factory=Times)
+    alone: Times = field(default_factory=Times)
+    asked: int = 0  # how often a peer was told to announce or gather
+    done: int = 0
+    again: int = 0  # gathers that took more than one look
 
 
 _context = multiprocessing.get_context("forkserver")
@@ -238,17 +265,19 @@ _context.set_forkserver_preload(["exchange_latency"])
 
 
 @contextmanager
-def cell(way: str, identities: list[Identity], groups: int, folder: Path) -> Iterator[list[Connection]]:
+def cell(
+    way: str, identities: Sequence[Identity], shape: tuple[int, int], folder: Path
+) -> Iterator[list[Connection]]:
     """Peers that have joined each other; a pipe to each."""
     pipes: list[Connection] = []
-    processes = []
+    processes: list[Any] = []
     bootstrap: tuple[str, ...] = ()
     genesis = int(time.time())
     try:
         for number, identity in enumerate(identities):
             home = folder / str(number)
             home.mkdir()
-            plan = Plan(way, identity.path, home, genesis, len(identities), groups, bootstrap)
+            plan = Plan(way, identity.path, home, genesis, len(identities), *shape, bootstrap)
             ours, theirs = _context.Pipe()
             process = _context.Process(target=play, args=(plan, theirs))
             process.start()
@@ -263,13 +292,12 @@ def cell(way: str, identities: list[Identity], groups: int, folder: Path) -> Ite
             with suppress(OSError):
                 pipe.send("stop")
         for process in processes:
-            process.join(15)
+            process.join(STUCK_SECONDS)
             if process.is_alive():
-                _kill_all(process.pid)
+                _kill_with_children(process.pid)
 
 
-def _kill_all(pid: int) -> None:
-    """A peer that is stuck, and what it started."""
+def _kill_with_children(pid: int) -> None:
     with suppress(psutil.Error):
         process = psutil.Process(pid)
         for one in [*process.children(recursive=True), process]:
@@ -277,32 +305,40 @@ def _kill_all(pid: int) -> None:
                 one.kill()
 
 
-def measure(way: str, identities: list[Identity], groups: int, repetitions: int) -> Measured:
-    """Let a cell announce and gather; the first repetition does not count."""
+def measure(way: str, identities: Sequence[Identity], shape: tuple[int, int], repetitions: int) -> Measured:
+    """Let a cell announce and gather, until somebody fails; the first repetition does not count."""
     measured = Measured()
-    with tempfile.TemporaryDirectory(prefix="swarm-latency-", ignore_cleanup_errors=True) as folder:
-        with cell(way, identities, groups, Path(folder)) as pipes:
-            for repetition in range(repetitions + 1):
-                announced = _tell(pipes, ("announce", repetition))
-                gathered = _tell(pipes, ("gather", repetition)) if all(announced) else [None] * len(pipes)
-                if repetition or not all(gathered):
-                    measured.asked += 2 * len(pipes)
-                    measured.announce += [said[0] for said in announced if said]
-                    measured.gather += [said[0] for said in gathered if said]
-                    measured.again += sum(said[1] > 1 for said in gathered if said)
-                if not all(gathered):
-                    break  # somebody is stuck; so is the cell
+    with (
+        tempfile.TemporaryDirectory(prefix="swarm-latency-", ignore_cleanup_errors=True) as folder,
+        cell(way, identities, shape, Path(folder)) as pipes,
+    ):
+        for repetition in range(1 + 2 * repetitions):
+            together = repetition % 2 == 0
+            times = measured.together if together else measured.alone
+            for what, seconds in (("announce", times.announce), ("gather", times.gather)):
+                said = _tell(pipes, (what, repetition), together)
+                done = [one for one in said if one is not None]
+                measured.asked += len(said)
+                measured.done += len(done)
+                measured.again += sum(one.looks > 1 for one in done)
+                if repetition:
+                    seconds += [one.seconds for one in done]
+                if len(done) < len(pipes):
+                    return measured
     return measured
 
 
-def _tell(pipes: list[Connection], told: tuple[str, int]) -> list[tuple[float, int] | None]:
+def _tell(pipes: list[Connection], told: tuple[str, int], together: bool) -> list[Done | None]:
     """What each peer says; None for those that fail or say nothing in time."""
+    if not together:
+        return [said for pipe in pipes for said in _tell([pipe], told, together=True)]
     for pipe in pipes:
         pipe.send(told)
-    said: dict[Connection, tuple[float, int] | None] = {}
-    deadline = time.monotonic() + ANSWER_SECONDS + 5
+    said: dict[Connection, Done | None] = {}
+    deadline = time.monotonic() + 2 * STUCK_SECONDS
     while len(said) < len(pipes) and (left := deadline - time.monotonic()) > 0:
         for pipe in wait([pipe for pipe in pipes if pipe not in said], left):
+            assert isinstance(pipe, Connection)
             try:
                 said[pipe] = pipe.recv()
             except (EOFError, OSError):
@@ -310,20 +346,39 @@ def _tell(pipes: list[Connection], told: tuple[str, int]) -> list[tuple[float, i
     return [said.get(pipe) for pipe in pipes]
 
 
-def main(sizes: list[int], groups: list[int], repetitions: int, ways: list[str]) -> None:
+def main(identities: Sequence[Identity], sizes: Sequence[int], repetitions: int) -> None:
     """Print the table that stands in benchmarks/README.md."""
-    with tempfile.TemporaryDirectory(prefix="swarm-keys-") as folder:
-        with ThreadPoolExecutor() as pool:
-            paths = [Path(folder) / f"{n}.pem" for n in range(max(sizes))]
-            identities = list(pool.map(Identity.create, paths))
-        for count in groups:
-            for size in sizes:
-                for way in ways:
-                    m = measure(way, identities[:size], count, repetitions)
-                    def f(x): return f"{median(x)*1e3:6.0f} {max(x)*1e3:6.0f}" if x else "-"
-                    print(size, len(make_groups(count)), f"{way:20}", "announce", f(m.announce), "gather", f(m.gather), f"ok {len(m.announce)+len(m.gather)} of {m.asked} again {m.again} load {os.getloadavg()[0]:.1f}", flush=True)
+    print(f"\nMilliseconds, median and worst; {repetitions} repetitions of each kind.\n")
+    print(
+        "| blob | peers | way | announce, all at once | gather, all at once | announce, alone | gather, alone |"
+    )
+    print("|---|---|---|---|---|---|---|", flush=True)
+    for shape in SHAPES:
+        blob = f"{len(make_groups(*shape)) / 1e3:.0f} kB"
+        for size in sizes:
+            ours: Measured | None = None
+            for way in WAYS:
+                measured = measure(way, identities[:size], shape, repetitions)
+                ours = ours or measured
+                print(
+                    f"| {blob} | {size} | {way}{_failures(measured)} | {_cells(measured, ours)} |", flush=True
+                )
+    print(f"\nload after: {os.getloadavg()[0]:.1f}, most of it the benchmark's own")
 
 
-if __name__ == "__main__":
-    import sys
-    main([int(n) for n in sys.argv[1].split(",")], [int(n) for n in sys.argv[2].split(",")], 5, list(WAYS))
+def _failures(measured: Measured) -> str:
+    again = f", {measured.again} gathers took several looks" if measured.again else ""
+    failed = f", broke: {measured.done} of {measured.asked}" if measured.done < measured.asked else ""
+    return again + failed
+
+
+def _cells(measured: Measured, ours: Measured) -> str:
+    """The four figures, each but for our own with how many times ours its median is."""
+    cells = []
+    for times, reference in ((measured.together, ours.together), (measured.alone, ours.alone)):
+        for seconds, our_seconds in ((times.announce, reference.announce), (times.gather, reference.gather)):
+            cell = f"{median(seconds) * 1e3:,.0f}, {max(seconds) * 1e3:,.0f}" if seconds else "–"
+            if seconds and our_seconds and measured is not ours:
+                cell += f" (×{median(seconds) / median(our_seconds):.1f})"
+            cells.append(cell)
+    return " | ".join(cells)

@@ -1,7 +1,7 @@
 """libp2p without libp2p: as many peers as one process can hold, their calls counted.
 
-`MemoryP2P` has just what `swarm.exchange` and hivemind's `DHTNode` call on a `P2P`. Everything above it is the real
-thing: `Peer`, the guarded DHT protocol, the record validator, the blob server. Calls travel as serialized
+`MemoryP2P` has just what `swarm.exchange` and hivemind's `DHTNode` call on a `P2P`. Everything above it is the
+real thing: `Peer`, the guarded DHT protocol, the record validator, the blob server. Calls travel as serialized
 protobufs, streams through socket pairs; nothing is lost, and nothing takes time but the work itself.
 """
 
@@ -11,7 +11,8 @@ import asyncio
 import contextvars
 import socket
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -26,10 +27,11 @@ from swarm.exchange.reach import Reach
 from swarm.exchange.storage import RecordStorage
 from swarm.exchange.validator import AnnouncementValidator
 
-Handler = Callable[[Any, P2PContext], Awaitable[Any]]
-StreamHandler = Callable[[StreamInfo, asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+Handler = Callable[[Any, P2PContext], Coroutine[Any, Any, Any]]
+StreamHandler = Callable[[StreamInfo, asyncio.StreamReader, asyncio.StreamWriter], Coroutine[Any, Any, None]]
 
 
+@dataclass(frozen=True)
 class Tally:
     """What one peer sent and received, by the name of the call (`rpc_find`) or of the stream.
 
@@ -37,14 +39,19 @@ class Tally:
     receives it. Of streams the openings count, on both sides, and no bytes.
     """
 
-    def __init__(self) -> None:
-        self.messages: Counter[str] = Counter()
-        self.bytes: Counter[str] = Counter()  # of the protobufs
+    messages: Counter[str] = field(default_factory=Counter)
+    bytes: Counter[str] = field(default_factory=Counter)  # of the protobufs
 
     def count(self, name: str, message: Any) -> None:
         """Note a protobuf that passes."""
         self.messages[name] += 1
         self.bytes[name] += message.ByteSize()
+
+    def __add__(self, other: Tally) -> Tally:
+        return Tally(self.messages + other.messages, self.bytes + other.bytes)
+
+    def __sub__(self, other: Tally) -> Tally:
+        return Tally(self.messages - other.messages, self.bytes - other.bytes)
 
 
 class Counted:
@@ -128,8 +135,8 @@ class MemoryP2P:
         context = P2PContext(handle_name=name, local_id=peer_id, remote_id=self.peer_id)
         request = kind.FromString(input.SerializeToString())  # type: ignore[attr-defined]
         await asyncio.sleep(0)  # as the wire would, let others go first
-        # A task with a context of its own: the caller's context variables do not travel.
-        answering = asyncio.ensure_future(handler(request, context))
+        # The caller's context variables do not travel, and its impatience does not end the work.
+        answering = asyncio.create_task(handler(request, context), context=contextvars.Context())
         try:
             answer = await asyncio.shield(answering)
         except Exception as error:
@@ -169,12 +176,19 @@ class MemoryHost(Host):
 
     @classmethod
     async def start(
-        cls, identity_path: Path, reach: Reach, validator: AnnouncementValidator, storage: RecordStorage
+        cls,
+        identity_path: Path,
+        reach: Reach,
+        validator: AnnouncementValidator,
+        storage: RecordStorage,
+        serve: Callable[[P2P], Awaitable[None]],
     ) -> MemoryHost:
         """As `Host.start`."""
-        p2p = CountedMemoryP2P()
+        p2p: Any = CountedMemoryP2P()
         p2p.listen(dht.libp2p_peer(Identity.load(identity_path).peer))
-        return cls(p2p, await dht.create_node(p2p, validator, storage), Path())
+        node = await dht.create_node(p2p, validator, storage)
+        await serve(p2p)
+        return cls(p2p, node, Path())
 
     async def died(self) -> str:
         """As `Host.died`."""

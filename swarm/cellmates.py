@@ -33,7 +33,7 @@ def groups_limit(manifest: Manifest, stage: Stage) -> GroupsLimit:
     shown_bytes = 34 * (manifest.shown_answers + manifest.shown_critiques)  # digests
     group_bytes = 32 + shown_bytes + manifest.group_size * completion_bytes
     max_bytes = min(MAX_GROUPS_BLOB_BYTES, 32 + stage.max_groups * group_bytes)
-    return GroupsLimit(max_bytes=max_bytes, completions=manifest.group_size)
+    return GroupsLimit(max_bytes=max_bytes, max_groups=stage.max_groups, completions=manifest.group_size)
 
 
 class Answer(Struct, frozen=True):

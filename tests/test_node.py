@@ -13,26 +13,15 @@ from pathlib import Path
 import psutil
 import pytest
 from eth_account import Account
+from small_swarm import small_manifest
 
 from identity import Slot, load_or_create_identity, load_or_create_wallet
 from swarm.board.status import RoundStatus, peer_status
 from swarm.ledger.creation import deploy
 from swarm.ledger.devnet import Devnet
-from swarm.manifest import parse
 from swarm.settings import Settings, machine_dir
 
-MANIFEST = parse(
-    b"""
-    name: life
-    task: {name: arithmetic}
-    model: tiny
-    round_seconds: 10
-    group_size: 4
-    stages: [{name: answer, ends_at: 0.4, max_groups: 8, max_tokens: 8}]
-    learn: {ends_at: 0.8, external_groups: 2, learning_rate: 1.0e-4}
-    """,
-    "test",
-)
+MANIFEST = small_manifest("life", round_seconds=10)
 WAIT_SECONDS = 120
 
 

@@ -201,6 +201,8 @@ class _GuardedProtocol(DHTProtocol):
         hivemind refuses the whole dictionary for one bad record, which would let one bad record hide a
         cell; here the bad ones are taken out (and counted by the validator) and the rest is kept.
         """
+        if self.record_validator.is_ignored(handed_by.get()):
+            return False
         for subkey, (value, expiration) in list(dictionary.items()):
             if not self._validate_record(key_bytes, self.serializer.dumps(subkey), value, expiration):
                 del dictionary[subkey]

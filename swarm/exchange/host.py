@@ -6,9 +6,9 @@ import asyncio
 import os
 import shutil
 import tempfile
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import psutil
 from hivemind.dht import DHTNode
@@ -42,44 +42,62 @@ class Host:
 
     @classmethod
     async def start(
-        cls, identity_path: Path, reach: Reach, validator: AnnouncementValidator, storage: RecordStorage
+        cls,
+        identity_path: Path,
+        reach: Reach,
+        validator: AnnouncementValidator,
+        storage: RecordStorage,
+        serve: Callable[[P2P], Awaitable[None]],
     ) -> Host:
-        """Start p2pd as `reach` says, with the peer's key; `ExchangeError` if it cannot listen or start."""
+        """Start p2pd as `reach` says, with the peer's key; `ExchangeError` if it cannot listen or start.
+
+        `serve` is called before anybody else learns of the new p2pd, to answer what others may ask it.
+        """
         for address in reach.listen:
             check_free(address)
+        if not identity_path.is_file():  # hivemind would put a new key there
+            raise ExchangeError(f"libp2p cannot start: {identity_path} is not there any more")
         _remove_leftovers()
         # hivemind puts its sockets into /tmp and leaves them there when killed; here they have a folder that
         # tells whose they are, and that is for this user alone.
         folder = Path(tempfile.mkdtemp(prefix=f"{_FOLDER_PREFIX}{os.getpid()}-"))
-        contained: Any = type("ContainedP2P", (P2P,), {"_UNIX_SOCKET_PREFIX": f"/unix{folder}/"})
-        creating = asyncio.ensure_future(
-            contained.create(
-                identity_path=str(identity_path),
-                host_maddrs=list(reach.listen),
-                announce_maddrs=list(reach.announce_addresses) or None,
-                nat_port_map=reach.nat_port_map,
-                auto_nat=reach.auto_nat,
-                use_relay=reach.use_relay,
-                use_auto_relay=reach.use_auto_relay,
-                trusted_relays=list(reach.trusted_relays) or None,
-                force_reachability=reach.force_reachability,
-                startup_timeout=START_SECONDS,
-                check_if_identity_free=False,  # starts a second p2pd; the journal guards against copies
-            )
-        )
+        begun: list[P2P] = []  # a `create` that is cancelled, or fails half-way, leaves its p2pd running
+
+        class ContainedP2P(P2P):
+            _UNIX_SOCKET_PREFIX = f"/unix{folder}/"
+
+            def __init__(self) -> None:
+                super().__init__()
+                begun.append(self)
+
         try:
-            p2p = await asyncio.shield(
-                creating
-            )  # cancelled half-way, it would leave a p2pd that nobody knows
-            return cls(p2p, await dht.create_node(p2p, validator, storage), folder)
+            # Around all of it: where p2pd dies or freezes meanwhile, hivemind waits for ever.
+            async with asyncio.timeout(START_SECONDS):
+                p2p = await ContainedP2P.create(
+                    identity_path=str(identity_path),
+                    host_maddrs=list(reach.listen),
+                    announce_maddrs=list(reach.announce_addresses) or None,
+                    nat_port_map=reach.nat_port_map,
+                    auto_nat=reach.auto_nat,
+                    use_relay=reach.use_relay,
+                    use_auto_relay=reach.use_auto_relay,
+                    trusted_relays=list(reach.trusted_relays) or None,
+                    force_reachability=reach.force_reachability,
+                    startup_timeout=START_SECONDS,
+                    check_if_identity_free=False,  # starts a second p2pd; the journal guards against copies
+                )
+                node = await dht.create_node(p2p, validator, storage)
+                await serve(p2p)
+                return cls(p2p, node, folder)
         except BaseException as error:
-            with suppress(Exception):
-                await _end(await creating)
+            for p2p in begun:
+                await _end(p2p)
             shutil.rmtree(folder, ignore_errors=True)
             if not isinstance(error, Exception):
                 raise
+            why = " ".join(str(error).split()) or f"no answer within {START_SECONDS:.0f} seconds"
             raise ExchangeError(  # hivemind raises many kinds; one boundary
-                f"libp2p cannot start on {', '.join(reach.listen)}: {' '.join(str(error).split())}"
+                f"libp2p cannot start on {', '.join(reach.listen)}: {why}"
             ) from error
 
     async def died(self) -> str:
@@ -128,6 +146,8 @@ class Host:
 
 async def _end(p2p: P2P) -> None:
     child = p2p._child
+    if child is None:
+        return  # not even begun, or ended by asyncio, which was cancelled while it began
     try:
         await asyncio.wait_for(p2p.shutdown(), STOP_SECONDS)
     except TimeoutError:

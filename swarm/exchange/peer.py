@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from hivemind.dht.routing import DHTID
+from hivemind.p2p import P2P
 from hivemind.utils import MSGPackSerializer
 
 from identity import Identity, IdentityError
@@ -19,7 +20,7 @@ from swarm.exchange.addresses import AddressBook
 from swarm.exchange.gossip import Gossip
 from swarm.exchange.health import Health
 from swarm.exchange.host import LIBP2P_ERRORS, Host
-from swarm.exchange.multiaddr import tcp_ports
+from swarm.exchange.multiaddr import check_free, tcp_ports
 from swarm.exchange.reach import Reach, Reachability, ReachServer, reachability
 from swarm.exchange.storage import RecordStorage
 from swarm.exchange.store import BlobStore
@@ -151,34 +152,34 @@ class Peer:
         await asyncio.to_thread(self.gossip.close)
 
     async def _start_host(self) -> Host:
-        host = await self._listen()
-        try:
-            await self._blob_server.start(host.p2p)
-            await self._reach_server.start(host.p2p)
-            await hello.serve(host.p2p)
-            ports = tcp_ports(await host.multiaddrs())
-        except BaseException as error:
-            await host.stop()
-            if isinstance(error, LIBP2P_ERRORS):
-                raise ExchangeError(f"libp2p died while it started: {error}") from error
-            raise
+        """Start p2pd; where any port would do, on the one of last time, if that is still free."""
+        reach, port = self._reach, self._book.own_port
+        if port is not None and (again := reach.on_port(port)):
+            with suppress(ExchangeError):
+                for address in again.listen:
+                    check_free(address)
+                reach = again
+        return await Host.start(self._identity.path, reach, self._validator, self._storage, self._serve)
+
+    async def _serve(self, p2p: P2P) -> None:
+        """Called by `Host.start`: answer what others ask a peer beside the DHT."""
+        await self._blob_server.start(p2p)
+        await self._reach_server.start(p2p)
+        await hello.serve(p2p)
         # From now on the same port is listened on, in this life and the next: others remember it.
+        ports = tcp_ports(str(address) for address in await p2p.get_visible_maddrs(latest=True))
         if ports:
             self._book.own_port = ports[0]
-        return host
-
-    async def _listen(self) -> Host:
-        """Start p2pd; where any port would do, on the one of last time, if that is still free."""
-        if self._book.own_port is not None and (again := self._reach.on_port(self._book.own_port)):
-            with suppress(ExchangeError):
-                return await Host.start(self._identity.path, again, self._validator, self._storage)
-        return await Host.start(self._identity.path, self._reach, self._validator, self._storage)
 
     async def _keep_alive(self) -> None:
         """Build libp2p anew whenever it dies, with the same key, port, records and acquaintances."""
+        coming_back: asyncio.Task[None] | None = None
         while True:
             assert self._host is not None
             why = await self._host.died()
+            if coming_back is not None:
+                coming_back.cancel()
+                self._chores.remove(coming_back)
             dead, self._host = self._host, None
             log.warning("libp2p %s, starting it again", why)
             peers = dead.peers
@@ -191,21 +192,23 @@ class Peer:
             while self._host is None:
                 try:
                     self._host = await self._start_host()
-                except ExchangeError as error:
+                except (ExchangeError, OSError) as error:  # the latter of a system without files or room
                     log.warning("libp2p not started, next try in seconds=%.0f error=%r", pause, str(error))
                     await asyncio.sleep(pause)
                     pause = min(2 * pause, MAX_RESTART_SECONDS)
             self.restarts += 1
-            with suppress(*LIBP2P_ERRORS):  # it may be dead again: the next turn sees to that
-                await self._come_back(self._host, peers)
+            # On its own, because libp2p may die again meanwhile.
+            coming_back = asyncio.create_task(self._come_back(self._host, peers))
+            self._chores.append(coming_back)
 
     async def _come_back(self, host: Host, peers: list[bytes]) -> None:
         """Find the peers again that the last host knew, and tell them what was announced meanwhile."""
         addresses = [address for peer in peers for address in self._greeted.get(peer, ())]
-        await self._join(host, [*addresses, *self._acquaintances()])
-        for place, envelope in list(self._announced.items()):
-            await self._store(host, place, envelope)
-        log.info("libp2p is back peers=%d", len(host.peers))
+        with suppress(*LIBP2P_ERRORS):
+            await self._join(host, [*addresses, *self._acquaintances()])
+            for place, envelope in list(self._announced.items()):
+                await self._store(host, place, envelope)
+            log.info("libp2p is back peers=%d", len(host.peers))
 
     async def _keep_log(self) -> None:
         while True:

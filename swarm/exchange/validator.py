@@ -18,7 +18,6 @@ import msgspec
 from hivemind.dht.crypto import DHTRecord, RecordValidatorBase
 from hivemind.dht.protocol import DHTProtocol
 from hivemind.dht.routing import DHTID
-from hivemind.utils import MSGPackSerializer
 
 from swarm.errors import WireError
 from swarm.exchange import wire
@@ -130,9 +129,9 @@ class AnnouncementValidator(RecordValidatorBase):
             self._refused_from[via] += 1
         self._witness.dropped(reason, peer=peer, via=via)
 
-    def is_ignored(self, node: bytes) -> bool:
+    def is_ignored(self, node: bytes | None) -> bool:
         """Whether a node (its peer digest) has handed over too many bad records in this round."""
-        return self._refused_from[node] > MAX_REFUSED_FROM_ONE
+        return node is not None and self._refused_from[node] > MAX_REFUSED_FROM_ONE
 
     def open(self, key: bytes, peer: bytes, envelope: bytes, expiration: float) -> wire.Heard:
         """The announcement in `envelope`; `WireError` unless it belongs under this key, peer and expiration.
@@ -200,7 +199,7 @@ def _claimed_peer(record: DHTRecord) -> bytes | None:
         peer = msgspec.msgpack.decode(record.subkey, type=bytes)
     except msgspec.DecodeError:
         return None
-    return peer if len(peer) == 32 and MSGPackSerializer.dumps(peer) == record.subkey else None
+    return peer if len(peer) == 32 and msgspec.msgpack.encode(peer) == record.subkey else None
 
 
 def reason(error: Exception) -> str:

@@ -72,6 +72,8 @@ class Envelope(Struct, frozen=True, array_like=True, forbid_unknown_fields=True,
     signature: Signature
 
 
+# gc=False: these can come by the million; neither can be part of a cycle, and a collector's header is up to a
+# third of each.
 class Completion(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, kw_only=True, gc=False):
     """One sampled completion: the sender's token ids (with EOS, for audits) and the text that they make.
 
@@ -134,6 +136,7 @@ class GroupsLimit(Struct, frozen=True, kw_only=True):
     """What one peer's groups of a stage may amount to in this swarm."""
 
     max_bytes: int = MAX_GROUPS_BLOB_BYTES
+    max_groups: int = MAX_GROUPS
     completions: int | None = None  # of each group, exactly; None: any number
 
 
@@ -209,6 +212,8 @@ def decode_groups(data: bytes, announced: int, limit: GroupsLimit) -> tuple[Grou
 
     One group is decoded after the other, so that a blob full of tiny completions is given up early.
     """
+    if announced > limit.max_groups:
+        raise WireError("more groups than the stage allows")
     frame = decode(_GroupsFrame, data, limit.max_bytes)
     if len(frame.groups) != announced:
         raise WireError("blob has another number of groups than announced")

@@ -11,16 +11,42 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import psutil
 from hivemind.dht import DHTNode
 from hivemind.dht.routing import DHTID
+from hivemind.dht.storage import DictionaryDHTValue
 from hivemind.p2p import P2P, PeerID
+from hivemind.utils import MSGPackSerializer
 from hivemind.utils.multiaddr import Multiaddr
 from hivemind.utils.timed_storage import ValueWithExpiration
 
 from identity import Identity, Journal, Slot
 from swarm.exchange import wire
 from swarm.exchange.dht import node_id
+from swarm.exchange.service import Exchange
 from swarm.exchange.validator import Registered, SwarmRules
+
+WAIT_SECONDS = 60.0  # for what is meant to happen by itself, on a machine that is busy
+
+
+def until(condition: Callable[[], object]) -> None:
+    """Wait for what happens in other threads and processes."""
+    deadline = time.monotonic() + WAIT_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, "it never happened"
+        time.sleep(0.02)
+
+
+def p2pds() -> set[psutil.Process]:
+    """The p2pds of this process, those included that ended and that nobody waited for."""
+    return {child for child in psutil.Process().children(recursive=True) if child.name() == "p2pd"}
+
+
+def p2pd_of(exchange: Exchange) -> psutil.Process:
+    """The one on which an exchange runs now."""
+    host = exchange._peer._host
+    assert host is not None, "libp2p is being started"
+    return psutil.Process(host.p2p._child.pid)
 
 
 def nobody_knows(_peer: bytes, _round: int) -> bool | None:
@@ -63,6 +89,20 @@ class Swarm:
             blob_bytes=blob_bytes,
         )
         return msgspec.structs.replace(announcement, **changes)
+
+
+class _Verbatim(DictionaryDHTValue):
+    """Goes over the wire as the bytes that it is made of, whatever they are."""
+
+    def __init__(self, packed: bytes) -> None:
+        super().__init__()
+        self.packed = packed
+
+
+class _LooseSerializer(MSGPackSerializer):
+    @classmethod
+    def dumps(cls, value: object) -> bytes:
+        return value.packed if isinstance(value, _Verbatim) else super().dumps(value)
 
 
 class Rogue:
@@ -134,6 +174,17 @@ class Rogue:
                 self.node.protocol.storage.store(
                     DHTID.generate(source=key), packed, expiration, subkey=subkey
                 )
+
+        self.run(keep())
+
+    def answer_verbatim(self, key: str, packed: bytes, expiration: float, plain: bool = False) -> None:
+        """Give these bytes to whoever asks for the key: as a plain value, or as if they were a dictionary."""
+
+        async def keep() -> None:
+            protocol = self.node.protocol
+            protocol.serializer = _LooseSerializer
+            value = packed if plain else _Verbatim(packed)
+            protocol.storage.data[DHTID.generate(source=key)] = ValueWithExpiration(value, expiration)
 
         self.run(keep())
 

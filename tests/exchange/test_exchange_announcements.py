@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import math
+import time
 
+import msgpack
 import pytest
-from exchange_cast import key_of, signed
+from exchange_cast import key_of, signed, until
+from hivemind.dht.storage import DictionaryDHTValue
+from hivemind.p2p import PeerID
 
 from swarm.errors import ExchangeError
+from swarm.exchange import wire
+from swarm.exchange.gossip import GOSSIP_FILE
+from swarm.exchange.gossip_reader import GossipReader
+from swarm.exchange.validator import MAX_REFUSED_FROM_ONE
+
+TEN_THOUSAND = 10_000
+EXTENSION, DICTIONARY = 0x40, 0x50  # hivemind's msgpack extensions: a tuple, and a dictionary of records
 
 
 def test_announcement_reaches_every_other_peer(make_exchange, swarm, identities):
@@ -150,3 +161,227 @@ def test_losing_every_peer_leaves_the_own_announcement(make_exchange, swarm, ide
     second.announce(swarm.announcement(stage=1))
     assert len(second.heard(swarm.round, 1, 0)) == 1
     assert second.peer_count() == 0
+
+
+# Registration
+
+
+def test_unregistered_sender_is_refused_and_its_node_not_listed_until_it_registers(
+    make_exchange, make_rogue, swarm, identities
+):
+    registered: dict[bytes, bool] = {identities[1].peer: False}
+    victim = make_exchange(0, registered=lambda peer, _round: registered.get(peer))
+    rogue = make_rogue(1, victim)
+    mine, unknown = swarm.announcement(), swarm.announcement()
+    envelope = signed(rogue.identity, mine)
+    assert not rogue.store(key_of(mine), envelope, mine.expiration, rogue.identity.peer)
+    assert victim.dropped == {"sender is not registered": 1}
+    # Of the other one nobody knows; who hands it over does not matter.
+    assert rogue.store(
+        key_of(unknown), signed(identities[2], unknown), unknown.expiration, identities[2].peer
+    )
+    assert [heard.peer for heard in victim.heard(swarm.round, 0, 0)] == [identities[2].peer]
+    assert victim.peer_count() == 0
+    registered[rogue.identity.peer] = True
+    assert rogue.store(key_of(mine), envelope, mine.expiration, rogue.identity.peer)
+    assert len(victim.heard(swarm.round, 0, 0)) == 2
+    until(lambda: victim.peer_count() == 1)
+
+
+def test_unregistered_sender_in_an_answer_is_left_out_beside_good_ones(
+    make_exchange, make_rogue, swarm, identities
+):
+    stranger, known, unknown = (identity.peer for identity in identities[2:5])
+    registered: dict[bytes, bool] = {stranger: False, known: True}
+    reader = make_exchange(0, registered=lambda peer, _round: registered.get(peer))
+    rogue = make_rogue(1, reader)
+    good = swarm.announcement()
+    records = {identity.peer: signed(identity, good) for identity in identities[2:5]}
+    rogue.answer(key_of(good), records, good.expiration)
+    assert {heard.peer for heard in reader.heard(swarm.round, 0, 0)} == {known, unknown}
+    assert reader.dropped == {"sender is not registered": 1}
+    registered[stranger] = True
+    assert {heard.peer for heard in reader.heard(swarm.round, 0, 0)} == {stranger, known, unknown}
+
+
+# Cells
+
+
+def test_record_in_another_cell_than_drawn_is_refused_once_the_draw_is_known(
+    make_exchange, make_rogue, swarm, identities
+):
+    victim = make_exchange(0)
+    rogue = make_rogue(1, victim)
+    drawn, wrong = swarm.announcement(cell=5), swarm.announcement(cell=6)
+    next_round = swarm.announcement(cell=6, round=swarm.round + 1)
+    victim.enter(swarm.round, lambda _peer: 5)
+    for identity, announcement, stored in (
+        (identities[1], wrong, False),
+        (identities[1], drawn, True),
+        (identities[2], next_round, True),  # of which nobody knows the draw
+    ):
+        envelope = signed(identity, announcement)
+        assert rogue.store(key_of(announcement), envelope, announcement.expiration, identity.peer) is stored
+    assert victim.dropped == {"sender is not of this cell": 1}
+    # The same holds for what another node answers.
+    for announcement in (drawn, wrong):
+        records = {identities[3].peer: signed(identities[3], announcement)}
+        rogue.answer(key_of(announcement), records, announcement.expiration)
+    assert victim.heard(swarm.round, 0, 6) == []
+    assert {heard.peer for heard in victim.heard(swarm.round, 0, 5)} == {
+        identities[1].peer,
+        identities[3].peer,
+    }
+    assert len(victim.heard(swarm.round + 1, 0, 6)) == 1
+    assert victim.dropped == {"sender is not of this cell": 2}
+
+
+def test_all_cells_pass_while_the_draw_is_unknown(make_exchange, make_rogue, swarm, identities):
+    victim = make_exchange(0)
+    rogue = make_rogue(1, victim)
+    victim.enter(swarm.round, None)
+    stored, answered = swarm.announcement(cell=6), swarm.announcement(cell=7)
+    envelope = signed(rogue.identity, stored)
+    assert rogue.store(key_of(stored), envelope, stored.expiration, rogue.identity.peer)
+    records = {identities[2].peer: signed(identities[2], answered)}
+    rogue.answer(key_of(answered), records, answered.expiration)
+    assert [heard.peer for heard in victim.heard(swarm.round, 0, 6)] == [rogue.identity.peer]
+    assert [heard.peer for heard in victim.heard(swarm.round, 0, 7)] == [identities[2].peer]
+    assert not victim.dropped
+
+
+# Equivocation
+
+
+@pytest.mark.parametrize("way", ["stored", "answered"])
+@pytest.mark.parametrize("cell", [0, 1], ids=["same cell", "another cell"])
+def test_second_announcement_of_a_slot_leaves_the_first_and_becomes_evidence(
+    make_exchange, make_rogue, swarm, identities, tmp_path, cell, way
+):
+    victim = make_exchange(0)
+    rogue = make_rogue(1, victim)
+    sender = identities[2]
+    first, second = swarm.announcement(blob=b"1" * 32), swarm.announcement(blob=b"2" * 32, cell=cell)
+    assert rogue.store(key_of(first), signed(sender, first), first.expiration, sender.peer)
+    if way == "stored":
+        assert not rogue.store(key_of(second), signed(sender, second), second.expiration, sender.peer)
+    else:
+        rogue.answer(key_of(second), {sender.peer: signed(sender, second)}, second.expiration)
+    assert [heard.announcement for heard in victim.heard(swarm.round, 0, 0)] == [first]
+    assert victim.heard(swarm.round, 0, 1) == []
+    assert victim.dropped == {"sender announced something else before": 1}
+    assert victim.copies == 0
+    log = GossipReader(tmp_path / "peer-0" / GOSSIP_FILE)
+    until(log.equivocations)
+    (evidence,) = log.equivocations()
+    opened = [wire.open_envelope(envelope) for envelope in (evidence.first, evidence.second)]
+    assert [heard.announcement for heard in opened] == [first, second]
+    assert {heard.peer for heard in opened} == {sender.peer}
+    assert (evidence.round, evidence.stage, evidence.peer) == (swarm.round, "answer", sender.peer_id)
+
+
+def test_whoever_speaks_with_our_key_is_a_copy(make_exchange, make_rogue, swarm, identities, tmp_path):
+    victim = make_exchange(0)
+    rogue = make_rogue(1, victim)
+    own = identities[0]
+    first, second = swarm.announcement(blob=b"1" * 32), swarm.announcement(blob=b"2" * 32)
+    victim.announce(first)
+    assert not rogue.store(key_of(second), signed(own, second), second.expiration, own.peer)
+    assert victim.copies == 1
+    assert [heard.announcement for heard in victim.heard(swarm.round, 0, 0)] == [first]
+    log = GossipReader(tmp_path / "peer-0" / GOSSIP_FILE)
+    until(log.equivocations)
+    assert [evidence.peer for evidence in log.equivocations()] == [own.peer_id]
+    # A slot in which we said nothing ourselves counts, too.
+    silent = swarm.announcement(stage=1)
+    assert rogue.store(key_of(silent), signed(own, silent), silent.expiration, own.peer)
+    assert len(victim.heard(swarm.round, 1, 0)) == 1
+    assert victim.copies == 2
+
+
+# Hostile answers
+
+
+def ten_thousand_records() -> bytes:
+    many = DictionaryDHTValue()
+    for n in range(TEN_THOUSAND):
+        many.store(n.to_bytes(32, "big"), b"\xc4\x01x", time.time() + 1000)
+    return msgpack.packb(msgpack.ExtType(DICTIONARY, many.packb()))
+
+
+def nested_extensions() -> bytes:
+    packed = b"\xc1"
+    for _ in range(500):
+        packed = msgpack.packb(msgpack.ExtType(EXTENSION, packed))
+    return packed
+
+
+@pytest.mark.parametrize(
+    ("packed", "plain", "reason"),
+    [
+        (ten_thousand_records, False, "not a DHT value"),
+        (nested_extensions, False, "value is neither bytes nor a dictionary"),
+        (lambda: msgpack.packb(msgpack.ExtType(DICTIONARY, nested_extensions())), False, "not a DHT value"),
+        (lambda: b"\x91" * 2**20, False, "not a DHT value"),
+        (lambda: b"\xdd\x7f\xff\xff\xff" * 1000, False, "not a DHT value"),
+        (lambda: b"", False, "not a DHT value"),
+        (lambda: b"plain", True, "plain value instead of a dictionary's"),
+    ],
+    ids=["10,000 records", "extensions", "extensions inside", "deep", "wide", "nothing", "plain value"],
+)
+def test_one_hostile_answer_hides_no_good_record(
+    make_exchange, make_rogue, swarm, identities, packed, plain, reason
+):
+    reader = make_exchange(0)
+    honest = make_exchange(2, reader)
+    rogue = make_rogue(1, reader)
+    rogue.run(rogue.connect(honest.multiaddrs[0]))
+    good, sender = swarm.announcement(), identities[3]
+    victim = PeerID.from_base58(identities[2].peer_id)
+    assert rogue.store(key_of(good), signed(sender, good), good.expiration, sender.peer, victim)
+    rogue.answer_verbatim(key_of(good), packed(), good.expiration, plain=plain)
+    assert [heard.peer for heard in reader.heard(swarm.round, 0, 0)] == [identities[3].peer]
+    assert reader.dropped == {reason: 1}
+
+
+def test_subkeys_of_odd_types_hide_no_good_record_of_the_same_answer(
+    make_exchange, make_rogue, swarm, identities
+):
+    reader = make_exchange(0)
+    rogue = make_rogue(1, reader)
+    good = swarm.announcement()
+    value = msgpack.packb(signed(identities[2], good))
+    odd = [None, 7, "text", [b"list"], {b"a": b"map"}, b"short", msgpack.ExtType(EXTENSION, b"\xc1")]
+    records = [[subkey, value, float(good.expiration)] for subkey in [*odd, identities[2].peer]]
+    dictionary = msgpack.packb([None, float(good.expiration), records], use_bin_type=True)
+    # hivemind packs each record of a dictionary in place, and the dictionary as an extension.
+    packed = msgpack.packb(msgpack.ExtType(DICTIONARY, dictionary))
+    rogue.answer_verbatim(key_of(good), packed, good.expiration)
+    assert [heard.peer for heard in reader.heard(swarm.round, 0, 0)] == [identities[2].peer]
+    assert reader.dropped.total() == len(odd)
+
+
+def test_node_that_hands_over_too_many_bad_records_is_ignored_until_the_next_round(
+    make_exchange, make_rogue, swarm, identities
+):
+    victim = make_exchange(0)
+    rogue = make_rogue(1, victim)
+    bad, good = swarm.announcement(cell=1), swarm.announcement()
+    rubbish = {n.to_bytes(32, "big"): b"rubbish" for n in range(MAX_REFUSED_FROM_ONE + 1)}
+    rogue.answer(key_of(bad), rubbish, bad.expiration)
+    rogue.answer(key_of(good), {identities[2].peer: signed(identities[2], good)}, good.expiration)
+    assert victim.heard(swarm.round, 0, 1) == []
+    assert victim.dropped == {"not a valid Envelope": MAX_REFUSED_FROM_ONE + 1}
+
+    def store() -> bool:
+        envelope = signed(rogue.identity, good)
+        return rogue.store(key_of(good), envelope, good.expiration, rogue.identity.peer)
+
+    assert not store()
+    assert victim.heard(swarm.round, 0, 0) == []
+    victim.enter(swarm.round, None)
+    assert store()
+    assert {heard.peer for heard in victim.heard(swarm.round, 0, 0)} == {
+        rogue.identity.peer,
+        identities[2].peer,
+    }

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 import pytest
 from exchange_cast import Swarm, one_group, signed
-from fuzz_wire import decoders, fuzz, items_of, longer_form
+from fuzz_wire import RULES, Witness, decoders, fuzz, items_of, longer_form
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.msgpack import Ext
@@ -23,10 +23,13 @@ from identity.key import EXPONENT, MODULUS_BYTES
 from swarm.digest import Purpose, derive
 from swarm.errors import WireError
 from swarm.exchange import wire
-from swarm.exchange.storage import MAX_RECORDS_PER_KEY
+from swarm.exchange.dht import _StrictSerializer
+from swarm.exchange.storage import MAX_RECORDS_PER_KEY, frozen_dictionary
 from swarm.exchange.streams import LENGTH_BYTES, receive_message
+from swarm.exchange.validator import AnnouncementValidator
 
 DECODERS = decoders()
+SERIALIZER = _StrictSerializer(AnnouncementValidator(RULES, Witness()))
 pack = msgspec.msgpack.encode
 
 
@@ -97,6 +100,7 @@ STREAM_MESSAGES = (wire.BlobRequest, wire.BlobHeader, wire.ReachRequest, wire.Re
 
 
 @pytest.mark.parametrize("kind", MESSAGES, ids=lambda kind: kind.__name__)
+@settings(deadline=None)
 @given(data=st.data())
 def test_message_survives_the_wire(kind, data):
     message = data.draw(MESSAGES[kind])
@@ -124,6 +128,7 @@ def test_any_announcement_opens_as_its_signer_made_it(identities, announcement):
 
 
 @pytest.mark.parametrize("kind", STREAM_MESSAGES, ids=lambda kind: kind.__name__)
+@settings(deadline=None)
 @given(data=st.data())
 def test_stream_message_is_received_or_refused(kind, data):
     message = data.draw(MESSAGES[kind])
@@ -144,10 +149,27 @@ def test_stream_message_is_received_or_refused(kind, data):
         assert isinstance(received, kind)
 
 
+@given(records=st.dictionaries(st.binary(), st.tuples(st.binary(), st.floats(allow_nan=False)), max_size=9))
+def test_dht_dictionary_survives_the_wire(records):
+    sent = frozen_dictionary()
+    for subkey, (value, expiration) in records.items():
+        sent.store(subkey, value, expiration)
+    loaded = SERIALIZER.loads(SERIALIZER.dumps(sent))
+    assert {subkey: (value, expiration) for subkey, (value, expiration) in loaded.items()} == records
+
+
 # Hostile bytes
 
 
-@settings(max_examples=300)
+@given(code=st.integers(-128, 127))
+def test_extension_of_another_type_is_no_dht_dictionary(code):
+    if code == 0x50:
+        return
+    with pytest.raises(WireError):
+        SERIALIZER.loads(pack(Ext(code, pack([None, 1e9, []]))))
+
+
+@settings(max_examples=300, deadline=None)
 @given(st.binary(max_size=3000))
 def test_random_bytes_raise_only_wire_errors(data):
     assert _opens(data) is None
@@ -172,7 +194,7 @@ def _trees(leaves: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
 LEAVES = st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | st.text() | st.binary()
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(tree=_trees(LEAVES | DIGEST))
 def test_messages_of_any_shape_raise_only_wire_errors(tree):
     for decoder in DECODERS.values():
@@ -190,7 +212,7 @@ def test_fuzzer_finds_nothing_and_comes_deep():
         assert tally.deep_share(name) > 0.4, name
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(changes=st.lists(st.tuples(st.integers(0, 700), st.integers(1, 255)), min_size=1, max_size=4))
 def test_mutated_envelope_never_speaks_for_its_sender(envelope, changes):
     mutated = bytearray(envelope)
