@@ -1,7 +1,7 @@
 """What a round costs a peer in messages and bytes, for swarms of several sizes; see `exchange.py`.
 
 The peers of a swarm share one process and one event loop, and act one after the other: else they would wait
-for the CPU until calls time out. Real nodes have a p2pd each; `memory_network` stands in for too many of them.
+for the CPU until calls time out. Real nodes have a p2pd each; `memory_network` stands in for more of them.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """libp2p without libp2p: as many peers as one process can hold, their calls counted.
 
-`MemoryP2P` has just what `swarm.exchange` and hivemind's `DHTNode` call on a `P2P`. Everything above it is the
-real thing: `Peer`, the guarded DHT protocol, the record validator, the blob server. Calls travel as serialized
-protobufs, streams through socket pairs; nothing is lost, and nothing takes time but the work itself.
+`MemoryP2P` has just what `swarm.exchange` and hivemind's `DHTNode` call on a `P2P`. Everything above it is
+the real thing: `Peer`, the guarded DHT protocol, the record validator, the blob server. Calls travel as
+serialized protobufs, streams through socket pairs; nothing is lost, and only the work itself takes time.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from hivemind.p2p.p2p_daemon_bindings.datastructures import StreamInfo
 from identity import Identity
 from swarm.exchange import dht
 from swarm.exchange.host import Host
+from swarm.exchange.protocol import libp2p_peer
 from swarm.exchange.reach import Reach
 from swarm.exchange.storage import RecordStorage
 from swarm.exchange.validator import AnnouncementValidator
@@ -185,7 +186,7 @@ class MemoryHost(Host):
     ) -> MemoryHost:
         """As `Host.start`."""
         p2p: Any = CountedMemoryP2P()
-        p2p.listen(dht.libp2p_peer(Identity.load(identity_path).peer))
+        p2p.listen(libp2p_peer(Identity.load(identity_path).peer))
         node = await dht.create_node(p2p, validator, storage)
         await serve(p2p)
         return cls(p2p, node, Path())

@@ -131,7 +131,7 @@ async def _meet(p2p: P2P, address: str) -> bytes | None:
     """Connect to a peer; its digest, or None if that fails."""
     from hivemind.p2p import P2PDaemonError
 
-    from swarm.exchange.dht import libp2p_peer
+    from swarm.exchange.protocol import libp2p_peer
 
     try:
         endpoint = multiaddr.parse(address)

@@ -138,12 +138,12 @@ class Link:
         """A round's beacon and active count; None if the ledger shows none until then (Unix seconds)."""
         return self._follower.await_round(number, until)
 
-    def registered(self, peer: bytes, round: int) -> bool | None:
-        """Whether a peer is registered, from memory, for any thread; None if that cannot be said of `round`.
+    def registered(self, peer: bytes) -> bool | None:
+        """Whether a peer was registered when the ledger was read last; None before. For any thread.
 
-        See `Registry.registered`.
+        See `Registry.registered`: who is unknown has the ledger read again.
         """
-        return self._follower.registry.registered(peer, round)
+        return self._follower.registry.registered(peer)
 
     @property
     def trouble(self) -> str:

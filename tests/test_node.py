@@ -17,6 +17,7 @@ from small_swarm import small_manifest
 
 from identity import Slot, load_or_create_identity, load_or_create_wallet
 from swarm.board.status import RoundStatus, peer_status
+from swarm.exchange.health import Health
 from swarm.ledger.creation import deploy
 from swarm.ledger.devnet import Devnet
 from swarm.settings import Settings, machine_dir
@@ -44,8 +45,9 @@ class Peer:
         self.settings = Settings(home=home)
         self.ledger = ledger
         self.log = home / "node.log"
-        _, journal = load_or_create_identity(home)
+        identity, journal = load_or_create_identity(home)
         journal.close()
+        self.peer = identity.peer
         devnet.fund(load_or_create_wallet(self.settings.wallet_path).address, 1)
 
     def start(self, *arguments: str, **options) -> subprocess.Popen:
@@ -139,13 +141,21 @@ def test_peer_starts_while_the_ledger_is_away_and_reports_when_it_is_back(peer, 
     assert sorted(reported_rounds(ledger))[:2] == [entry.round for entry in rounds][:2]
 
 
-def test_peer_whose_p2p_daemon_dies_goes_on_alone(peer, ledger, processes):
-    processes.append(peer.start("--rounds", "2"))
-    peer.wait_for(mined)
+def test_peer_whose_p2p_daemon_dies_goes_on_and_is_in_touch_again(peer, devnet, ledger, processes, tmp_path):
+    def health() -> Health:
+        return peer_status(peer.settings).swarms[-1].doing.health
+
+    other = Peer(tmp_path / "other", devnet, ledger)
+    processes += [peer.start("--rounds", "3"), other.start()]
+    peer.wait_for(lambda rounds: mined(rounds) and health().peers)
     (daemon,) = [p for p in psutil.Process(processes[0].pid).children(recursive=True) if p.name() == "p2pd"]
     daemon.kill()
     assert processes[0].wait(WAIT_SECONDS) == 0, peer.log.read_text()
-    assert len(reported_rounds(ledger)) == 2
+    reports = [report for report in ledger.reports() if report.peer == peer.peer]
+    assert [report.round for report in reports] == [entry.round for entry in peer.rounds()]
+    assert len(reports) == 3
+    assert (health().restarts, health().peers) == (1, 1)
+    assert processes[1].poll() is None, other.log.read_text()
     assert "Traceback" not in peer.log.read_text()
 
 

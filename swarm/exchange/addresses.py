@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import random
 import re
 import threading
 import time
 from collections.abc import Callable, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
@@ -82,11 +84,17 @@ class AddressBook:
             self._put(peer, multiaddrs, self._now())
 
     def multiaddrs(self, limit: int) -> list[str]:
-        """At most `limit` addresses, of the peer seen last first, each ending in `/p2p/<peer id>`."""
+        """At most `limit` addresses, each ending in `/p2p/<peer id>`: one of each peer before a second.
+
+        The peers are drawn at random, so that nobody decides whom a lonely peer meets.
+        """
+        peers = random.sample(list(self._peers.items()), len(self._peers))
+        turns = zip_longest(*(known.addresses for _, known in peers))
         return [
             f"{address}{_suffix(peer)}"
-            for peer, known in reversed(self._peers.items())
-            for address in known.addresses
+            for turn in turns
+            for (peer, _), address in zip(peers, turn, strict=True)
+            if address is not None
         ][:limit]
 
     def save(self) -> None:
@@ -131,9 +139,9 @@ class AddressBook:
         if not addresses:
             return
         self._peers.pop(peer, None)
+        if len(self._peers) >= MAX_PEERS:  # any of them, so that many newcomers cannot drive out all others
+            del self._peers[random.choice(list(self._peers))]
         self._peers[peer] = _Known(addresses[:MAX_ADDRESSES], seen)
-        if len(self._peers) > MAX_PEERS:
-            del self._peers[next(iter(self._peers))]
 
     def _forget_old(self) -> None:
         oldest = self._now() - KEPT_SECONDS

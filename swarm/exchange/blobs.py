@@ -9,23 +9,24 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, closing, contextmanager, suppress
-from typing import BinaryIO
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, closing, suppress
+from typing import BinaryIO, NamedTuple
 
 from hivemind.p2p import P2P, P2PDaemonError
 from hivemind.p2p.p2p_daemon_bindings.datastructures import StreamInfo
 
 from swarm.errors import ExchangeError
 from swarm.exchange import streams, wire
-from swarm.exchange.dht import libp2p_peer
+from swarm.exchange.protocol import libp2p_peer, peer_digest
 from swarm.exchange.store import BlobStore, Partial
-from swarm.exchange.validator import reason
+from swarm.exchange.validator import Registered, reason
 
 MAX_STREAMS = 256  # open at once, each a file descriptor; a stock process has 1024
 MAX_STREAMS_PER_PEER = 8
 MAX_SERVES = 32  # of these served at once; each holds one chunk in memory
 MAX_SERVES_PER_PEER = 4
+MAX_STRANGERS_STREAMS, MAX_STRANGERS_SERVES = 32, 4  # of all who are not registered together
 
 MAX_FETCHES = 8
 MAX_FETCHES_PER_PEER = 2
@@ -34,13 +35,26 @@ OPEN_SECONDS = 5.0
 BUSY_RETRY_SECONDS = 0.2
 
 
-class BlobServer:
-    """Hands out a store's blobs to whoever asks; lives in the exchange's asyncio thread."""
+class _Places(NamedTuple):
+    streams: streams.Limit
+    serves: streams.Limit
 
-    def __init__(self, store: BlobStore) -> None:
+
+class BlobServer:
+    """Hands out a store's blobs to whoever asks; lives in the exchange's asyncio thread.
+
+    Those of whom the ledger knows nothing share a small part of it, so that they cannot keep others waiting.
+    """
+
+    def __init__(self, store: BlobStore, registered: Registered) -> None:
         self._store = store
-        self._streams = _Limit(MAX_STREAMS, MAX_STREAMS_PER_PEER)
-        self._serves = _Limit(MAX_SERVES, MAX_SERVES_PER_PEER)
+        self._registered = registered
+        self._for_peers = _Places(
+            streams.Limit(MAX_STREAMS, MAX_STREAMS_PER_PEER), streams.Limit(MAX_SERVES, MAX_SERVES_PER_PEER)
+        )
+        self._for_strangers = _Places(
+            streams.Limit(MAX_STRANGERS_STREAMS, MAX_SERVES_PER_PEER), streams.Limit(MAX_STRANGERS_SERVES, 1)
+        )
 
     async def start(self, p2p: P2P) -> None:
         """Begin to answer on `p2p`."""
@@ -51,17 +65,25 @@ class BlobServer:
     ) -> None:
         # Called by hivemind for each stream that a peer opens. Whatever the peer does, slow, silent or
         # gone, ends this one stream and nothing else.
-        peer = info.peer_id.to_bytes()
-        with self._streams.slot(peer) as admitted, suppress(ExchangeError, EOFError, OSError):
+        peer = peer_digest(info.peer_id)
+        places = self._for_strangers if self._registered(peer) is False else self._for_peers
+        peer = peer or info.peer_id.to_bytes()
+        with places.streams.slot(peer) as admitted, suppress(ExchangeError, EOFError, OSError):
             try:
                 if admitted:
-                    await self._answer(peer, reader, writer)
+                    await self._answer(peer, places.serves, reader, writer)
             finally:
                 writer.transport.abort()  # loses nothing: `send` waits until all is out
 
-    async def _answer(self, peer: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _answer(
+        self,
+        peer: bytes,
+        serves: streams.Limit,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+    ) -> None:
         request = await streams.receive_message(reader, wire.BlobRequest)
-        with self._serves.slot(peer) as free:
+        with serves.slot(peer) as free:
             if not free:
                 await streams.send_message(writer, wire.BlobHeader(status=wire.BLOB_BUSY))
                 return
@@ -204,29 +226,6 @@ async def _download(p2p: P2P, peer: bytes, partial: Partial) -> bool:
         async for chunk in streams.receive_bytes(reader, partial.size_bytes - partial.offset):
             await asyncio.to_thread(partial.write, chunk)
     return True
-
-
-class _Limit:
-    """So many at once in all and per peer; who comes when it is reached is turned away."""
-
-    def __init__(self, total: int, per_peer: int) -> None:
-        self._total = total
-        self._per_peer = per_peer
-        self._taken: Counter[bytes] = Counter()
-
-    @contextmanager
-    def slot(self, peer: bytes) -> Iterator[bool]:
-        """Whether there was a free slot, which then is taken until the end of the block."""
-        if self._taken.total() >= self._total or self._taken[peer] >= self._per_peer:
-            yield False
-            return
-        self._taken[peer] += 1
-        try:
-            yield True
-        finally:
-            self._taken[peer] -= 1
-            if not self._taken[peer]:
-                del self._taken[peer]
 
 
 class _Gate:

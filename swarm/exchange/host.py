@@ -9,14 +9,17 @@ import tempfile
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
+from uuid import UUID
 
 import psutil
 from hivemind.dht import DHTNode
-from hivemind.p2p import P2P, P2PDaemonError, P2PHandlerError
+from hivemind.p2p import P2P
+from hivemind.proto.p2pd_pb2 import CallUnaryRequest
 
 from swarm.errors import ExchangeError
 from swarm.exchange import dht
 from swarm.exchange.multiaddr import check_free
+from swarm.exchange.protocol import peer_digest
 from swarm.exchange.reach import Reach
 from swarm.exchange.storage import RecordStorage
 from swarm.exchange.validator import AnnouncementValidator
@@ -27,9 +30,6 @@ STOP_SECONDS = 1.5
 # Silent twice in a row counts as dead, so that it is built anew within 10 seconds.
 LOOK_SECONDS, SILENCE_SECONDS, SILENCES = 1.0, 3.0, 2
 _FOLDER_PREFIX = "swarm-p2pd-"
-
-#: What hivemind raises when p2pd is gone, or answers that something failed; one boundary.
-LIBP2P_ERRORS = (OSError, EOFError, TimeoutError, P2PDaemonError, P2PHandlerError)
 
 
 class Host:
@@ -86,6 +86,7 @@ class Host:
                     startup_timeout=START_SECONDS,
                     check_if_identity_free=False,  # starts a second p2pd; the journal guards against copies
                 )
+                _forget_ended_requests(p2p)
                 node = await dht.create_node(p2p, validator, storage)
                 await serve(p2p)
                 return cls(p2p, node, folder)
@@ -124,7 +125,7 @@ class Host:
             try:
                 await asyncio.wait_for(self.p2p._client.identify(), SILENCE_SECONDS)
                 silences = 0
-            except LIBP2P_ERRORS:
+            except dht.LIBP2P_ERRORS:
                 silences += 1
 
     async def multiaddrs(self) -> list[str]:
@@ -135,13 +136,27 @@ class Host:
     def peers(self) -> list[bytes]:
         """The peers (digests) that the routing table lists."""
         listed = self.node.protocol.routing_table.peer_id_to_uid
-        return [digest for peer in list(listed) if (digest := dht.peer_digest(peer))]
+        return [digest for peer in list(listed) if (digest := peer_digest(peer))]
 
     async def stop(self) -> None:
         """End p2pd, whatever state it is in."""
         self.node.is_alive = False  # its shutdown() would only tell p2pd, which ends anyway
         await _end(self.p2p)
         shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _forget_ended_requests(p2p: P2P) -> None:
+    """hivemind keeps the task, and so the answer, of a request that was cancelled or answered too large."""
+    control = p2p._client.control
+    handle = control._handle_persistent_request
+
+    async def handle_and_forget(call_id: UUID, request: CallUnaryRequest) -> None:
+        try:
+            await handle(call_id, request)
+        finally:
+            control._handler_tasks.pop(call_id, None)
+
+    control._handle_persistent_request = handle_and_forget
 
 
 async def _end(p2p: P2P) -> None:

@@ -17,9 +17,10 @@ from identity import Identity, IdentityError
 from swarm.errors import ExchangeError, WireError
 from swarm.exchange import blobs, dht, hello, wire
 from swarm.exchange.addresses import AddressBook
+from swarm.exchange.dht import LIBP2P_ERRORS
 from swarm.exchange.gossip import Gossip
 from swarm.exchange.health import Health
-from swarm.exchange.host import LIBP2P_ERRORS, Host
+from swarm.exchange.host import Host
 from swarm.exchange.multiaddr import check_free, tcp_ports
 from swarm.exchange.reach import Reach, Reachability, ReachServer, reachability
 from swarm.exchange.storage import RecordStorage
@@ -88,11 +89,16 @@ class Peer:
         self._signer = signer
         self._rules = rules
         self._validator = AnnouncementValidator(rules, self)
-        self._storage = RecordStorage(rules.now, lambda why, peer: self._validator.drop(why, peer=peer))
+        self._storage = RecordStorage(
+            identity.peer,
+            rules.now,
+            rules.registered,
+            lambda why, peer: self._validator.drop(why, peer, blame=False),
+        )
         self._book = book
         self._reach = reach
         self._fetcher = blobs.Fetcher(store)
-        self._blob_server = blobs.BlobServer(store)
+        self._blob_server = blobs.BlobServer(store, rules.registered)
         self._reach_server = ReachServer()
         self._host: Host | None = None
         self._known: list[str] = []  # bootstrap addresses
@@ -204,7 +210,7 @@ class Peer:
     async def _come_back(self, host: Host, peers: list[bytes]) -> None:
         """Find the peers again that the last host knew, and tell them what was announced meanwhile."""
         addresses = [address for peer in peers for address in self._greeted.get(peer, ())]
-        with suppress(*LIBP2P_ERRORS):
+        with suppress(ExchangeError, *LIBP2P_ERRORS):
             await self._join(host, [*addresses, *self._acquaintances()])
             for place, envelope in list(self._announced.items()):
                 await self._store(host, place, envelope)
@@ -220,7 +226,8 @@ class Peer:
         while True:
             host = self._host
             if host is not None:
-                with suppress(*LIBP2P_ERRORS):
+                host.node.protocol.forget_strangers()
+                with suppress(ExchangeError, *LIBP2P_ERRORS):
                     if not host.peers:
                         await dht.join(host.node, host.p2p, self._acquaintances())
                     await self._greet(host)
@@ -310,14 +317,8 @@ class Peer:
     async def _store(self, host: Host, place: Place, envelope: bytes) -> None:
         with suppress(TimeoutError):
             async with asyncio.timeout(STORE_TIMEOUT_SECONDS):
-                await host.node.store(
-                    self._rules.key(*place),
-                    envelope,
-                    float(self._rules.expiration(place.round)),
-                    subkey=self._identity.peer,
-                    await_all_replicas=False,  # the others are written while the round goes on
-                    beam_size=dht.BEAM,
-                )
+                expiration = float(self._rules.expiration(place.round))
+                await dht.store(host.node, self._rules.key(*place), self._identity.peer, envelope, expiration)
 
     async def heard(
         self, round_number: int, stage: int, cell: int, timeout: float = READ_TIMEOUT_SECONDS
@@ -333,16 +334,15 @@ class Peer:
     async def _from_dht(self, place: Place, timeout: float) -> dict[bytes, wire.Heard]:
         """The announcements of a place by peer; those that this node holds, if the search takes too long."""
         key = self._rules.key(*place)
-        found = self._storage.get(DHTID.generate(source=key))
         host = self._host
-        if host is not None:
-            try:
-                async with asyncio.timeout(timeout):
-                    found = await host.node.get(key, latest=True, beam_size=dht.BEAM)
-            except TimeoutError:
+        if host is None:
+            records = dht.held(self._storage, key)
+        else:
+            records, complete = await dht.read(host.node, key, timeout)
+            if not complete:
                 self.gossip.dropped("DHT did not answer in time")
         opened = {}
-        for peer, (envelope, expiration) in dht.records_of(found).items():
+        for peer, (envelope, expiration) in records.items():
             try:
                 opened[peer] = self._validator.open(key_hash(key), peer, envelope, expiration)
             except WireError as error:

@@ -26,6 +26,7 @@ from msgspec import Struct
 from swarm.errors import ExchangeError, UsageError
 from swarm.exchange import wire
 from swarm.exchange.multiaddr import check_free, check_listen, check_peer, check_public, tcp_ports
+from swarm.exchange.streams import Limit, receive_message, send_message
 from swarm.settings import Settings
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ REQUEST_SECONDS = 5.0
 ASK_SECONDS = REQUEST_SECONDS + DIAL_SECONDS
 MAX_PORTS = 4  # as `wire.ReachRequest`
 MAX_SERVED = 4  # askers at once
+MAX_STREAMS = 16  # open at once, one a peer
 PAUSE_SECONDS = 60.0  # between two answers to one peer
 MAX_REMEMBERED = 1024  # peers answered within a pause; nobody else is answered then
 ASKED_PEERS = 3
@@ -152,8 +154,7 @@ async def ask(p2p: P2P, peer: bytes, ports: Sequence[int]) -> wire.ReachAnswer:
     """
     from hivemind.p2p import P2PDaemonError  # not above: `swarm status` reads a `Reachability` without it
 
-    from swarm.exchange.dht import libp2p_peer
-    from swarm.exchange.streams import receive_message, send_message
+    from swarm.exchange.protocol import libp2p_peer
 
     asked = tuple(ports[:MAX_PORTS])
     try:
@@ -176,6 +177,7 @@ class ReachServer:
         self._clock = clock
         self._answered: dict[bytes, float] = {}  # peer id to when, oldest first
         self._serving = 0
+        self._open = Limit(MAX_STREAMS, 1)
 
     async def start(self, p2p: P2P) -> None:
         """Begin to answer on `p2p`."""
@@ -186,20 +188,28 @@ class ReachServer:
     ) -> None:
         # Called by hivemind for each stream that a peer opens. Whatever the peer does, it ends this one
         # stream and nothing else; who is not answered finds it closed.
-        from swarm.exchange.streams import receive_message, send_message
-
-        with closing(writer), suppress(OSError, EOFError, ExchangeError):
-            async with asyncio.timeout(REQUEST_SECONDS):
-                request = await receive_message(reader, wire.ReachRequest)
-            if self._serving >= MAX_SERVED or not self._may_ask(info.peer_id.to_bytes()):
-                return
-            self._serving += 1
+        peer = info.peer_id.to_bytes()
+        with self._open.slot(peer) as free, suppress(OSError, EOFError, ExchangeError):
             try:
-                answer = await _dial_back(str(info.addr), request.ports)
+                if free:
+                    await self._answer(peer, str(info.addr), reader, writer)
             finally:
-                self._serving -= 1
-            async with asyncio.timeout(REQUEST_SECONDS):
-                await send_message(writer, answer)
+                writer.transport.abort()  # loses nothing: `send_message` waits until all is out
+
+    async def _answer(
+        self, peer: bytes, multiaddr: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        async with asyncio.timeout(REQUEST_SECONDS):
+            request = await receive_message(reader, wire.ReachRequest)
+        if self._serving >= MAX_SERVED or not self._may_ask(peer):
+            return
+        self._serving += 1
+        try:
+            answer = await _dial_back(multiaddr, request.ports)
+        finally:
+            self._serving -= 1
+        async with asyncio.timeout(REQUEST_SECONDS):
+            await send_message(writer, answer)
 
     def _may_ask(self, peer: bytes) -> bool:
         now = self._clock()

@@ -21,9 +21,9 @@ from identity import Identity
 from swarm.errors import ExchangeError
 from swarm.exchange import wire
 from swarm.exchange.addresses import ADDRESSES_FILE, AddressBook
+from swarm.exchange.dht import LIBP2P_ERRORS
 from swarm.exchange.gossip import GOSSIP_FILE, Gossip
 from swarm.exchange.health import Health
-from swarm.exchange.host import LIBP2P_ERRORS
 from swarm.exchange.peer import Collected, Peer, Place
 from swarm.exchange.reach import LOOPBACK_LISTEN, Reach
 from swarm.exchange.store import BlobStore

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from math import inf
 
 from hivemind.dht.routing import DHTID, BinaryDHTValue, Subkey
 from hivemind.dht.storage import DHTLocalStorage, DictionaryDHTValue
@@ -25,16 +26,25 @@ def frozen_dictionary() -> DictionaryDHTValue:
 class RecordStorage(DHTLocalStorage):
     """What hivemind's protocol and node use to keep and find records; all of them passed the validator.
 
-    `now` is the ledger's time in Unix seconds. `refuse(reason, peer)` is called for what does not fit. It
-    outlives the p2p daemon: a node that is built anew goes on with it.
+    `now` is the ledger's time in Unix seconds. `refuse(reason, peer)` is called for what does not fit; what
+    this peer (`own`) announces itself does always. It outlives the p2p daemon: a node that is built anew goes
+    on with it.
     """
 
-    def __init__(self, now: Callable[[], float], refuse: Callable[[str, bytes], None]) -> None:
+    def __init__(
+        self,
+        own: bytes,
+        now: Callable[[], float],
+        registered: Callable[[bytes], bool | None],
+        refuse: Callable[[str, bytes], None],
+    ) -> None:
         super().__init__()
+        self._own = own
         self._now = now
+        self._registered = registered
         self._refuse = refuse
         self._count = 0
-        self._next_sweep = 0.0
+        self._swept_at = -inf
 
     def store_subkey(self, key: DHTID, subkey: Subkey, value: BinaryDHTValue, expiration_time: float) -> bool:
         """Keep a record; whether it is new. What is held is never replaced."""
@@ -43,7 +53,8 @@ class RecordStorage(DHTLocalStorage):
         records = held.value.data if held is not None else {}
         if subkey in records:
             return False
-        if len(records) >= MAX_RECORDS_PER_KEY or self._count >= MAX_RECORDS:
+        is_full = len(records) >= MAX_RECORDS_PER_KEY or self._count >= MAX_RECORDS
+        if is_full and subkey != self._own:
             self._refuse("node holds as many records as it may", subkey)
             return False
         if held is None:
@@ -79,9 +90,14 @@ class RecordStorage(DHTLocalStorage):
 
     def _remove_outdated(self) -> None:
         now = self._now()
-        if now < self._next_sweep:
+        if abs(now - self._swept_at) < SWEEP_SECONDS:
             return
-        self._next_sweep = now + SWEEP_SECONDS
+        self._swept_at = now
         # All records of a key expire together: the round fixes when.
         for key in [key for key, held in self.data.items() if held.expiration_time < now]:
-            self._count -= len(self.data.pop(key).value.data)
+            del self.data[key]
+        # What came while nobody could say who is registered does not take the place of those who are.
+        for held in self.data.values():
+            for peer in [peer for peer in held.value.data if self._registered(peer) is False]:
+                del held.value[peer]
+        self._count = sum(len(held.value.data) for held in self.data.values())

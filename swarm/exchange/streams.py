@@ -8,7 +8,9 @@ too early shows as `EOFError` or `ConnectionError`, which the callers turn into 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 from msgspec import Struct
@@ -91,3 +93,26 @@ async def _unless_stalled(reading: Awaitable[T]) -> T:
             return await reading
     except TimeoutError:
         raise ExchangeError("peer stalled") from None
+
+
+class Limit:
+    """So many at once in all and per peer; who comes when it is reached is turned away."""
+
+    def __init__(self, total: int, per_peer: int) -> None:
+        self._total = total
+        self._per_peer = per_peer
+        self._taken: Counter[bytes] = Counter()
+
+    @contextmanager
+    def slot(self, peer: bytes) -> Iterator[bool]:
+        """Whether there was a free slot, which then is taken until the end of the block."""
+        if self._taken.total() >= self._total or self._taken[peer] >= self._per_peer:
+            yield False
+            return
+        self._taken[peer] += 1
+        try:
+            yield True
+        finally:
+            self._taken[peer] -= 1
+            if not self._taken[peer]:
+                del self._taken[peer]

@@ -35,8 +35,12 @@ MAX_REFUSED_FROM_ONE = 256
 #: The libp2p peer (32-byte digest) that handed us the record being looked at; None for our own.
 handed_by: ContextVar[bytes | None] = ContextVar("handed_by", default=None)
 
-#: Whether a peer is registered, as of the beginning of a round; None while the ledger has not said.
-Registered = Callable[[bytes, int], bool | None]
+#: Whether a peer is registered, as the ledger was read last; None before it was.
+Registered = Callable[[bytes], bool | None]
+
+
+class Doubted(WireError):
+    """Refused for what nodes may know differently; whoever handed it over may have done so in good faith."""
 
 
 class Slot(NamedTuple):
@@ -118,14 +122,14 @@ class AnnouncementValidator(RecordValidatorBase):
         try:
             self._check_record(record)
         except WireError as error:
-            self.drop(reason(error), peer=_claimed_peer(record))
+            self.drop(reason(error), _claimed_peer(record), blame=not isinstance(error, Doubted))
             return False
         return True
 
-    def drop(self, reason: str, peer: bytes | None = None) -> None:
-        """Note what was refused, and who handed it over."""
+    def drop(self, reason: str, peer: bytes | None = None, *, blame: bool = True) -> None:
+        """Note what was refused, and who handed it over; `blame` if it could have known."""
         via = handed_by.get()
-        if via is not None:
+        if via is not None and blame:
             self._refused_from[via] += 1
         self._witness.dropped(reason, peer=peer, via=via)
 
@@ -150,11 +154,11 @@ class AnnouncementValidator(RecordValidatorBase):
         if not expiration == announcement.expiration == rules.expiration(announcement.round):
             raise WireError("expiration is not the one that the round fixes")
         if announcement.round < rules.current_round - ROUND_TOLERANCE:
-            raise WireError("round is too old")
+            raise Doubted("round is too old")
         if announcement.round > rules.current_round + ROUND_TOLERANCE:
-            raise WireError("round is ahead of the clock")
-        if rules.registered(peer, announcement.round) is False:
-            raise WireError("sender is not registered")
+            raise Doubted("round is ahead of the clock")
+        if rules.registered(peer) is False:
+            raise Doubted("sender is not registered")
         cell_of = self._cell_of.get(announcement.round)
         if cell_of is not None and cell_of(peer) != announcement.cell:
             raise WireError("sender is not of this cell")
@@ -170,7 +174,7 @@ class AnnouncementValidator(RecordValidatorBase):
         heard = sealed.open()
         if first is not None:
             self._witness.equivocated(*slot, first, envelope)
-            raise WireError("sender announced something else before")
+            raise Doubted("sender announced something else before")
         if len(self._first) < MAX_REMEMBERED:
             self._first[slot] = envelope
         return heard

@@ -68,10 +68,10 @@ class Registry:
         self._resume_at = -inf
         self._warned = False
 
-    def registered(self, peer: bytes, round: int) -> bool | None:
+    def registered(self, peer: bytes, round: int = 0) -> bool | None:
         """Whether a peer is registered. For any thread at any time: it neither waits nor raises.
 
-        False if it was not at a reading of the ledger that was begun after `round` began, or if it is
+        False if it was not at the last reading of the ledger, begun after `round` began, or if it is
         retired, which is for ever. None if there was no such reading (yet): the ledger is away, stands still,
         or is being read for the first time. After False it is read again soon: the peer may be new.
         """

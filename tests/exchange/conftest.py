@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -55,6 +56,15 @@ def make_exchange(
             return stack.enter_context(exchange)
 
         yield make
+
+
+@pytest.fixture
+def socket_folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where the temporary files of this test are; its path is short, as those of Unix sockets have to be."""
+    with tempfile.TemporaryDirectory() as folder:
+        monkeypatch.setattr(tempfile, "tempdir", folder)
+        monkeypatch.setenv("TMPDIR", folder)
+        yield Path(folder)
 
 
 @pytest.fixture

@@ -16,13 +16,14 @@ from hivemind.dht import DHTNode
 from hivemind.dht.routing import DHTID
 from hivemind.dht.storage import DictionaryDHTValue
 from hivemind.p2p import P2P, PeerID
+from hivemind.proto import dht_pb2
 from hivemind.utils import MSGPackSerializer
 from hivemind.utils.multiaddr import Multiaddr
 from hivemind.utils.timed_storage import ValueWithExpiration
 
 from identity import Identity, Journal, Slot
 from swarm.exchange import wire
-from swarm.exchange.dht import node_id
+from swarm.exchange.protocol import node_id
 from swarm.exchange.service import Exchange
 from swarm.exchange.validator import Registered, SwarmRules
 
@@ -49,7 +50,7 @@ def p2pd_of(exchange: Exchange) -> psutil.Process:
     return psutil.Process(host.p2p._child.pid)
 
 
-def nobody_knows(_peer: bytes, _round: int) -> bool | None:
+def nobody_knows(_peer: bytes) -> bool | None:
     """Who is registered, while the ledger has not said."""
     return None
 
@@ -163,7 +164,8 @@ class Rogue:
         asked = self.node.protocol.call_store(
             victim or self.victim, [DHTID.generate(source=key)], [packed], [expiration], subkeys=[subkey]
         )
-        return bool(self.run(asked)[0])
+        stored = self.run(asked)
+        return bool(stored and stored[0])
 
     def answer(self, key: str, records: dict[bytes, bytes], expiration: float) -> None:
         """Give these records (subkey to envelope) to whoever asks this node for the key."""
@@ -176,6 +178,14 @@ class Rogue:
                 )
 
         self.run(keep())
+
+    def forget(self, key: str) -> None:
+        """Hold nothing for a key any more; else it is handed over, too, whenever the victim is met again."""
+
+        async def drop() -> None:
+            del self.node.protocol.storage[DHTID.generate(source=key)]
+
+        self.run(drop())
 
     def answer_verbatim(self, key: str, packed: bytes, expiration: float, plain: bool = False) -> None:
         """Give these bytes to whoever asks for the key: as a plain value, or as if they were a dictionary."""
@@ -197,6 +207,21 @@ class Rogue:
             data[key_id] = ValueWithExpiration(data[key_id].value, expiration)
 
         self.run(change())
+
+    def tell_neighbours(self, neighbours: list[tuple[bytes, bytes]]) -> None:
+        """Answer every search with these (node id, peer id) beside what is asked for."""
+        handlers = self.p2p._client.control.unary_handlers
+        answer = handlers["DHTProtocol.rpc_find"]
+
+        async def lie(request: bytes, remote: PeerID) -> bytes:
+            response = dht_pb2.FindResponse.FromString(await answer(request, remote))
+            for result in response.results:
+                del result.nearest_node_ids[:], result.nearest_peer_ids[:]
+                result.nearest_node_ids.extend(node for node, _ in neighbours)
+                result.nearest_peer_ids.extend(peer for _, peer in neighbours)
+            return response.SerializeToString()
+
+        handlers["DHTProtocol.rpc_find"] = lie
 
     def serve(self, protocol: str, handler: Callable[..., Any]) -> None:
         """Answer the streams of a protocol with `handler(stream_info, reader, writer)`."""

@@ -36,7 +36,7 @@ from identity import Identity
 from identity.key import EXPONENT
 from swarm.errors import WireError
 from swarm.exchange import wire
-from swarm.exchange.dht import _StrictSerializer
+from swarm.exchange.protocol import StrictSerializer
 from swarm.exchange.storage import frozen_dictionary
 from swarm.exchange.validator import AnnouncementValidator, SwarmRules, key_hash
 
@@ -219,7 +219,7 @@ def decoders() -> dict[str, Decoder]:
     """All that decode what other peers send. Those of `samples` have the same names."""
     witness = Witness()
     validator = AnnouncementValidator(RULES, witness)
-    serializer = _StrictSerializer(validator)
+    serializer = StrictSerializer(validator)
     key = key_hash(key_of(announcements()[0]))
     expiration = float(announcements()[0].expiration)
     signed_by_us = {signed(IDENTITY, one) for one in announcements()}

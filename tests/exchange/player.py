@@ -120,7 +120,7 @@ def _play(plan: Plan, pipe: Connection) -> None:
         genesis=swarm.genesis,
         round_seconds=swarm.round_seconds,
         now=time.time,
-        registered=lambda peer, _round: None if plan.registered is None else peer in plan.registered,
+        registered=lambda peer: None if plan.registered is None else peer in plan.registered,
     )
 
     def signer(_round: int, _stage: int, message: bytes) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import signal
 import time
 
 import msgpack
@@ -11,10 +12,12 @@ from exchange_cast import key_of, signed, until
 from hivemind.dht.storage import DictionaryDHTValue
 from hivemind.p2p import PeerID
 
+from identity.key import MULTIHASH_PREFIX
 from swarm.errors import ExchangeError
 from swarm.exchange import wire
 from swarm.exchange.gossip import GOSSIP_FILE
 from swarm.exchange.gossip_reader import GossipReader
+from swarm.exchange.protocol import node_id
 from swarm.exchange.validator import MAX_REFUSED_FROM_ONE
 
 TEN_THOUSAND = 10_000
@@ -170,7 +173,7 @@ def test_unregistered_sender_is_refused_and_its_node_not_listed_until_it_registe
     make_exchange, make_rogue, swarm, identities
 ):
     registered: dict[bytes, bool] = {identities[1].peer: False}
-    victim = make_exchange(0, registered=lambda peer, _round: registered.get(peer))
+    victim = make_exchange(0, registered=lambda peer: registered.get(peer))
     rogue = make_rogue(1, victim)
     mine, unknown = swarm.announcement(), swarm.announcement()
     envelope = signed(rogue.identity, mine)
@@ -193,7 +196,7 @@ def test_unregistered_sender_in_an_answer_is_left_out_beside_good_ones(
 ):
     stranger, known, unknown = (identity.peer for identity in identities[2:5])
     registered: dict[bytes, bool] = {stranger: False, known: True}
-    reader = make_exchange(0, registered=lambda peer, _round: registered.get(peer))
+    reader = make_exchange(0, registered=lambda peer: registered.get(peer))
     rogue = make_rogue(1, reader)
     good = swarm.announcement()
     records = {identity.peer: signed(identity, good) for identity in identities[2:5]}
@@ -256,8 +259,9 @@ def test_all_cells_pass_while_the_draw_is_unknown(make_exchange, make_rogue, swa
 @pytest.mark.parametrize("way", ["stored", "answered"])
 @pytest.mark.parametrize("cell", [0, 1], ids=["same cell", "another cell"])
 def test_second_announcement_of_a_slot_leaves_the_first_and_becomes_evidence(
-    make_exchange, make_rogue, swarm, identities, tmp_path, cell, way
+    make_exchange, make_rogue, swarm, identities, tmp_path, monkeypatch, cell, way
 ):
+    monkeypatch.setattr("swarm.exchange.peer.FLUSH_SECONDS", 0.1)
     victim = make_exchange(0)
     rogue = make_rogue(1, victim)
     sender = identities[2]
@@ -280,7 +284,10 @@ def test_second_announcement_of_a_slot_leaves_the_first_and_becomes_evidence(
     assert (evidence.round, evidence.stage, evidence.peer) == (swarm.round, "answer", sender.peer_id)
 
 
-def test_whoever_speaks_with_our_key_is_a_copy(make_exchange, make_rogue, swarm, identities, tmp_path):
+def test_whoever_speaks_with_our_key_is_a_copy(
+    make_exchange, make_rogue, swarm, identities, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("swarm.exchange.peer.FLUSH_SECONDS", 0.1)
     victim = make_exchange(0)
     rogue = make_rogue(1, victim)
     own = identities[0]
@@ -372,16 +379,94 @@ def test_node_that_hands_over_too_many_bad_records_is_ignored_until_the_next_rou
     rogue.answer(key_of(good), {identities[2].peer: signed(identities[2], good)}, good.expiration)
     assert victim.heard(swarm.round, 0, 1) == []
     assert victim.dropped == {"not a valid Envelope": MAX_REFUSED_FROM_ONE + 1}
+    rogue.forget(key_of(bad))
 
     def store() -> bool:
         envelope = signed(rogue.identity, good)
         return rogue.store(key_of(good), envelope, good.expiration, rogue.identity.peer)
 
     assert not store()
-    assert victim.heard(swarm.round, 0, 0) == []
+    # What it answers is looked at all the same: what we ask for is bounded, and nobody's silence is bought.
+    assert {heard.peer for heard in victim.heard(swarm.round, 0, 0)} == {identities[2].peer}
     victim.enter(swarm.round, None)
     assert store()
     assert {heard.peer for heard in victim.heard(swarm.round, 0, 0)} == {
         rogue.identity.peer,
         identities[2].peer,
     }
+
+
+def test_honest_node_is_not_ignored_for_records_that_it_could_not_know_to_be_bad(
+    make_exchange, make_rogue, swarm, identities
+):
+    registered: dict[bytes, bool] = {identities[2].peer: False}
+    victim = make_exchange(0, registered=lambda peer: registered.get(peer))
+    relay = make_rogue(1, victim)
+    for cell in range(MAX_REFUSED_FROM_ONE + 2):
+        record = swarm.announcement(cell=cell)
+        if not cell:
+            envelope = signed(identities[2], record)  # refused before its signature is looked at
+        relay.store(key_of(swarm.announcement()), envelope, record.expiration, identities[2].peer)
+    assert victim.dropped == {"sender is not registered": MAX_REFUSED_FROM_ONE + 2}
+    good = swarm.announcement()
+    assert relay.store(key_of(good), signed(identities[3], good), good.expiration, identities[3].peer)
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        pytest.param([(bytes(20), b"x" * 200_000)], id="a peer id that takes minutes to encode"),
+        pytest.param([(bytes(20), bytes(34))] * 5000, id="many"),
+        pytest.param("strangers", id="made-up peers next to the key"),
+        pytest.param("ed25519", id="keys that no peer of ours has"),
+    ],
+)
+def test_neighbours_that_cannot_be_some_are_not_asked(make_exchange, make_rogue, swarm, identities, told):
+    known = {identity.peer for identity in identities}
+    reader = make_exchange(0, registered=lambda peer: peer in known)
+    rogue = make_rogue(1, reader)
+    good = swarm.announcement()
+    rogue.answer(key_of(good), {identities[2].peer: signed(identities[2], good)}, good.expiration)
+    asked: list[bytes] = []
+    if told == "strangers":
+        ids = [MULTIHASH_PREFIX + n.to_bytes(32, "big") for n in range(20)]
+        told = [(node_id(PeerID(one)).to_bytes(), one) for one in ids]
+    elif told == "ed25519":
+        ids = [bytes([0, 36, 8, 1, 18, 32]) + n.to_bytes(32, "big") for n in range(20)]
+        told = [(node_id(PeerID(one)).to_bytes(), one) for one in ids]
+    rogue.tell_neighbours(told)
+    protocol = reader._peer._host.node.protocol
+    ask = protocol.call_find
+
+    async def call_find(peer, keys):
+        asked.append(peer.to_bytes())
+        return await ask(peer, keys)
+
+    protocol.call_find = call_find
+    assert [heard.peer for heard in reader.heard(swarm.round, 0, 0)] == [identities[2].peer]
+    assert asked == [rogue.p2p.peer_id.to_bytes()]
+
+
+def test_stranger_that_was_listed_before_the_ledger_was_read_is_forgotten(make_exchange, make_rogue):
+    registered: dict[bytes, bool] = {}
+    victim = make_exchange(0, registered=lambda peer: registered.get(peer))
+    rogue = make_rogue(1, victim)
+    assert victim.peer_count() == 1
+    registered[rogue.identity.peer] = False
+    rogue.run(rogue.node.protocol.call_ping(rogue.victim))
+    assert victim.peer_count() == 0
+
+
+def test_silent_node_does_not_cost_what_others_answered(make_exchange, make_rogue, swarm, identities):
+    reader = make_exchange(0)
+    answering, silent = make_rogue(1, reader), make_rogue(2, reader)
+    good = swarm.announcement()
+    answering.answer(key_of(good), {identities[3].peer: signed(identities[3], good)}, good.expiration)
+    until(lambda: reader.peer_count() == 2)
+    silent.p2p._child.send_signal(signal.SIGSTOP)
+    try:
+        heard = reader._call(reader._peer.heard(swarm.round, 0, 0, timeout=1))
+        assert [one.peer for one in heard] == [identities[3].peer]
+        assert reader.dropped == {"DHT did not answer in time": 1}
+    finally:
+        silent.p2p._child.send_signal(signal.SIGCONT)

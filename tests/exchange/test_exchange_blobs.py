@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from exchange_cast import nobody_knows
 from hivemind.p2p import P2P
 
 from identity import Identity
@@ -60,7 +61,7 @@ class Hosts:
 
     def serve_store(self, n: int, store: BlobStore) -> None:
         """Let a host answer blob streams as a peer does."""
-        self.run(self._serve(n, lambda: BlobServer(store).start(self.p2p[n])))
+        self.run(self._serve(n, lambda: BlobServer(store, nobody_knows).start(self.p2p[n])))
 
     async def _serve(self, n: int, begin: Callable[[], Coroutine[Any, Any, None]]) -> None:
         if n in self._serving:

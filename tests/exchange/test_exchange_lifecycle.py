@@ -7,10 +7,11 @@ import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import psutil
 import pytest
-from exchange_cast import signer_of
+from exchange_cast import p2pd_of, p2pds, signer_of
 
 from identity import Identity
 from swarm.errors import ExchangeError, UsageError
@@ -18,17 +19,15 @@ from swarm.exchange.reach import Reach
 from swarm.exchange.service import Exchange
 
 
-def _p2pds() -> list[psutil.Process]:
-    return [child for child in psutil.Process().children(recursive=True) if child.name() == "p2pd"]
-
-
-def test_stop_is_repeatable_and_leaves_no_process(make_exchange):
-    before = len(_p2pds())
+def test_stop_is_repeatable_and_leaves_neither_process_nor_zombie_nor_socket(make_exchange, socket_folder):
     exchange = make_exchange(0)
-    assert len(_p2pds()) == before + 1
+    p2pd = p2pd_of(exchange)
+    assert p2pds() == {p2pd} and len(list(socket_folder.iterdir())) == 1
     exchange.stop()
     exchange.stop()
-    assert len(_p2pds()) == before
+    assert not p2pds()
+    assert not p2pd.is_running()  # as it would be, as a zombie, if nobody had waited for it
+    assert not list(socket_folder.iterdir())
     with pytest.raises(ExchangeError, match="not running"):
         exchange.peer_count()
 
@@ -45,23 +44,10 @@ def test_stop_while_others_wait_fails_their_calls(make_exchange, identities):
 
 def test_stop_ends_a_frozen_p2pd(make_exchange):
     exchange = make_exchange(0)
-    (p2pd,) = _p2pds()
+    p2pd = p2pd_of(exchange)
     p2pd.suspend()
     exchange.stop()
-    assert not p2pd.is_running()
-
-
-def test_killed_p2pd_leaves_the_own_announcement_and_one_line_errors(make_exchange, swarm, identities):
-    exchange = make_exchange(0)
-    exchange.announce(swarm.announcement())
-    (p2pd,) = _p2pds()
-    p2pd.kill()
-    p2pd.wait(5)
-    assert [heard.peer for heard in exchange.heard(swarm.round, 0, 0)] == [identities[0].peer]
-    with pytest.raises(ExchangeError, match="does not answer"):
-        _ = exchange.multiaddrs
-    with pytest.raises(ExchangeError):
-        exchange.fetch(identities[1].peer, bytes(32), 1, 2)
+    assert not p2pd.is_running() and not p2pds()
 
 
 def test_multiaddress_names_the_identity(make_exchange, identities):
@@ -108,7 +94,7 @@ from swarm.exchange.service import Exchange
 from swarm.exchange.validator import SwarmRules
 identity = Identity.load(Path(sys.argv[1]))
 signer = lambda *slot: identity.sign(slot[-1])
-rules = SwarmRules(bytes(32), 0, 3600, time.time, lambda peer, round: None)
+rules = SwarmRules(bytes(32), 0, 3600, time.time, lambda peer: None)
 exchange = Exchange(identity, signer, rules, Path(sys.argv[2]))
 exchange.start()
 print("started", flush=True)
@@ -116,10 +102,27 @@ sys.stdin.read()
 """
 
 
-def test_p2pd_ends_when_its_peer_is_killed(identities: list[Identity], tmp_path):
-    command = [sys.executable, "-c", KILLED, str(identities[0].path), str(tmp_path)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as peer:
-        assert peer.stdout is not None and peer.stdout.readline() == "started\n"
-        (p2pd,) = [c for c in psutil.Process(peer.pid).children(recursive=True) if c.name() == "p2pd"]
-        peer.send_signal(signal.SIGKILL)
-        p2pd.wait(10)
+def test_next_start_removes_what_a_killed_peer_left_and_nothing_of_the_living(
+    make_exchange, identities: list[Identity], tmp_path, socket_folder
+):
+    def start(n: int) -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", KILLED, str(identities[n].path), str(tmp_path / f"other-{n}")]
+        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def folders(peer: subprocess.Popen[str]) -> list[Path]:
+        return list(socket_folder.glob(f"swarm-p2pd-{peer.pid}-*"))
+
+    with start(1) as killed, start(2) as living:
+        for peer in (killed, living):
+            assert peer.stdout is not None and peer.stdout.readline() == "started\n"
+            assert len(folders(peer)) == 1
+        (p2pd,) = [c for c in psutil.Process(killed.pid).children(recursive=True) if c.name() == "p2pd"]
+        killed.send_signal(signal.SIGKILL)
+        killed.wait()
+        p2pd.wait(60)
+        assert len(folders(killed)) == 1
+        make_exchange(0)
+        assert not folders(killed)
+        (kept,) = folders(living)
+        assert len(list(kept.iterdir())) == 2
+        living.stdin.close()

@@ -10,6 +10,7 @@ from hivemind.dht.routing import DHTID
 from swarm.exchange.storage import MAX_RECORDS, MAX_RECORDS_PER_KEY, SWEEP_SECONDS, RecordStorage
 
 FULL = "node holds as many records as it may"
+OWN = b"o" * 32
 YEAR_1970, FAR_FUTURE = 1000.0, 1e12  # neither is this machine's time
 
 
@@ -19,9 +20,15 @@ class Ledger:
 
     time: float = YEAR_1970
     refused: list[tuple[str, bytes]] = field(default_factory=list)
+    registered: dict[bytes, bool] = field(default_factory=dict)
 
     def storage(self) -> RecordStorage:
-        return RecordStorage(lambda: self.time, lambda reason, peer: self.refused.append((reason, peer)))
+        return RecordStorage(
+            OWN,
+            lambda: self.time,
+            lambda peer: self.registered.get(peer),
+            lambda reason, peer: self.refused.append((reason, peer)),
+        )
 
 
 def key(n: int) -> DHTID:
@@ -106,3 +113,26 @@ def test_what_a_search_adds_to_its_copy_is_not_kept():
     found.value.store(peer(2), b"from another node", 2000.0)
     found.value.store(peer(1), b"from another node", 3000.0)
     assert held(storage, 1) == {peer(1): b"record"} and len(storage) == 1
+
+
+def test_own_record_fits_into_what_is_full():
+    ledger = Ledger()
+    storage = ledger.storage()
+    for n in range(MAX_RECORDS_PER_KEY):
+        assert storage.store(key(1), b"x", 2000.0, subkey=peer(n))
+    assert not storage.store(key(1), b"x", 2000.0, subkey=peer(MAX_RECORDS_PER_KEY))
+    assert storage.store(key(1), b"own", 2000.0, subkey=OWN)
+    assert held(storage, 1)[OWN] == b"own"
+
+
+def test_strangers_make_room_as_soon_as_the_ledger_says_that_they_are_some():
+    ledger = Ledger()
+    storage = ledger.storage()
+    for n in range(MAX_RECORDS_PER_KEY):  # while nobody can say who is registered
+        assert storage.store(key(1), b"x", 2000.0, subkey=peer(n))
+    ledger.registered = {peer(n): n == 7 for n in range(MAX_RECORDS_PER_KEY)}
+    newcomer = peer(MAX_RECORDS_PER_KEY)
+    assert not storage.store(key(1), b"x", 2000.0, subkey=newcomer)
+    ledger.time += SWEEP_SECONDS
+    assert storage.store(key(1), b"x", 2000.0, subkey=newcomer)
+    assert set(held(storage, 1)) == {peer(7), newcomer} and len(storage) == 2

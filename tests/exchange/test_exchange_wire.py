@@ -23,13 +23,13 @@ from identity.key import EXPONENT, MODULUS_BYTES
 from swarm.digest import Purpose, derive
 from swarm.errors import WireError
 from swarm.exchange import wire
-from swarm.exchange.dht import _StrictSerializer
+from swarm.exchange.protocol import StrictSerializer
 from swarm.exchange.storage import MAX_RECORDS_PER_KEY, frozen_dictionary
 from swarm.exchange.streams import LENGTH_BYTES, receive_message
 from swarm.exchange.validator import AnnouncementValidator
 
 DECODERS = decoders()
-SERIALIZER = _StrictSerializer(AnnouncementValidator(RULES, Witness()))
+SERIALIZER = StrictSerializer(AnnouncementValidator(RULES, Witness()))
 pack = msgspec.msgpack.encode
 
 

@@ -12,7 +12,7 @@ from hivemind.p2p import P2P, P2PDaemonError
 from identity import Identity
 from swarm.errors import ExchangeError, UsageError
 from swarm.exchange import multiaddr, wire
-from swarm.exchange.dht import libp2p_peer
+from swarm.exchange.protocol import libp2p_peer
 from swarm.exchange.reach import Reach, ReachServer, ask, check_free, reach_of, reachability, tcp_ports
 from swarm.exchange.streams import receive_message, send_message
 from swarm.settings import Settings
