@@ -52,7 +52,7 @@ REQUEST_SECONDS = 5.0
 ASK_SECONDS = REQUEST_SECONDS + DIAL_SECONDS
 MAX_PORTS = 4  # as `wire.ReachRequest`
 MAX_SERVED = 4  # askers at once
-MAX_STREAMS = 16  # open at once, one a peer
+MAX_STREAMS, MAX_STREAMS_PER_PEER = 32, 4  # open at once
 PAUSE_SECONDS = 60.0  # between two answers to one peer
 MAX_REMEMBERED = 1024  # peers answered within a pause; nobody else is answered then
 ASKED_PEERS = 3
@@ -177,7 +177,7 @@ class ReachServer:
         self._clock = clock
         self._answered: dict[bytes, float] = {}  # peer id to when, oldest first
         self._serving = 0
-        self._open = Limit(MAX_STREAMS, 1)
+        self._open = Limit(MAX_STREAMS, MAX_STREAMS_PER_PEER)
 
     async def start(self, p2p: P2P) -> None:
         """Begin to answer on `p2p`."""

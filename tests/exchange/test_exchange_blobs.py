@@ -20,6 +20,7 @@ from swarm.errors import ExchangeError
 from swarm.exchange import blobs, streams, wire
 from swarm.exchange.blobs import BlobServer, Fetcher
 from swarm.exchange.store import BlobStore
+from swarm.exchange.validator import Registered
 
 HOUR = 3600.0
 QUOTA = 2**30
@@ -59,9 +60,9 @@ class Hosts:
         """Let a host answer blob streams with this handler."""
         self.run(self._serve(n, lambda: self.p2p[n].add_binary_stream_handler(wire.BLOB_STREAM, handler)))
 
-    def serve_store(self, n: int, store: BlobStore) -> None:
+    def serve_store(self, n: int, store: BlobStore, registered: Registered = nobody_knows) -> None:
         """Let a host answer blob streams as a peer does."""
-        self.run(self._serve(n, lambda: BlobServer(store, nobody_knows).start(self.p2p[n])))
+        self.run(self._serve(n, lambda: BlobServer(store, registered).start(self.p2p[n])))
 
     async def _serve(self, n: int, begin: Callable[[], Coroutine[Any, Any, None]]) -> None:
         if n in self._serving:
@@ -649,3 +650,27 @@ def test_slow_reader_that_keeps_the_pace_gets_everything(impatient):
         return came
 
     assert asyncio.run(exchange()) == 400_000
+
+
+def test_strangers_cannot_keep_registered_peers_waiting(hosts, served, kept, tmp_path, monkeypatch):
+    monkeypatch.setattr(blobs, "MAX_STRANGERS_STREAMS", 1)
+    monkeypatch.setattr(blobs, "MAX_SERVES", 1)
+    hosts.serve_store(0, served, registered=lambda peer: peer == hosts.peers[1])
+    data = b"content"
+    digest = served.put(data, own=True)
+
+    async def hold() -> tuple[bytes, asyncio.StreamWriter]:
+        """Take all that strangers have, and one stream more, which is closed at once: what came on that."""
+        _, silent = await hosts.open(2, 0)
+        await asyncio.sleep(0.1)
+        reader, writer = await hosts.open(2, 0)
+        answer = b""
+        with suppress(ConnectionError):
+            await streams.send_message(writer, wire.BlobRequest(digest=digest))
+            answer = await reader.read()
+        return answer, silent
+
+    answer, silent = hosts.run(hold())
+    assert answer == b""
+    assert fetch(hosts, Fetcher(kept), data, reader=1) == data
+    silent.close()
