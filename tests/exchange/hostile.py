@@ -96,7 +96,7 @@ class Hostile:
         yield key, envelope, good.expiration + 100.0, me  # re-stored with a later expiration
         yield key, envelope, good.expiration, None  # a plain value over the dictionary
         yield key, b"", good.expiration, me  # zero-length
-        yield key, envelope + bytes(3 * MEGABYTE), good.expiration, me
+        yield key, envelope + bytes(3000), good.expiration, me
         yield key, signed(self.stranger, good), good.expiration, self.stranger.peer  # unregistered
         for other in (swarm.announcement(round=number - 3), swarm.announcement(round=number + 3)):
             yield key_of(other), signed(self.me, other), other.expiration, me  # replayed, and of the future
@@ -142,7 +142,7 @@ class Hostile:
                 )
             )
             request.append((key_of(announcement), envelope, float(announcement.expiration)))
-            if len(request) == 32:
+            if len(request) == 16:
                 self._send_many(request)
                 request = []
 
