@@ -110,7 +110,10 @@ def _join(arguments: argparse.Namespace) -> int:
     if arguments.relay:
         check_url(arguments.relay, "--relay", "a relay's URL")
     settings = replace(
-        _network_settings(arguments), threads=arguments.threads, manifest_path=arguments.manifest
+        _network_settings(arguments),
+        threads=arguments.threads,
+        max_blob_mib=arguments.blobs,
+        manifest_path=arguments.manifest,
     )
     reach_of(settings, line.rpc_url)
     from swarm.node import Node
@@ -271,6 +274,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     join.add_argument("--rounds", type=_count, metavar="R", help="stop after so many rounds")
     join.add_argument("--threads", type=_count, help="CPU threads for the model (torch's default)")
+    join.add_argument(
+        "--blobs",
+        type=_count,
+        default=Settings.max_blob_mib,
+        metavar="MIB",
+        help="of disk for what is exchanged with others (%(default)s)",
+    )
     join.add_argument(
         "--manifest",
         type=Path,

@@ -161,9 +161,9 @@ class Link:
         """Wait until all reports are on the ledger, at most so long; how many are still open."""
         return self._outbox.drain(seconds)
 
-    def bootnodes(self, *, urgent: bool = False) -> list[str]:
-        """Other peers that the ledger lists; `urgent` has the list read at every look from now on."""
-        self._follower.lonely = urgent
+    def bootnodes(self) -> list[str]:
+        """Other peers that the ledger lists; while we are alone, it is read again at every look."""
+        self._follower.lonely = self._is_alone()
         own = f"/p2p/{self._identity.peer_id}"
         return [address for address in self._follower.bootnodes() if not address.endswith(own)]
 

@@ -48,8 +48,6 @@ log = logging.getLogger("swarm.node")
 
 CHECKPOINTS_KEPT = 2  # the newest, and the one before in case the newest is damaged
 POLL_SECONDS = 0.1
-MEET_SECONDS = 1.0  # between tries to meet somebody
-DIAL_SECONDS = 5.0  # dialling somebody who is gone can take as long
 DRAIN_SECONDS = 60.0  # at the end of a run of so many rounds
 REPORT_SLOT = 255  # the journal's stage of a round's report
 # A round is still worth joining while this share of its first stage is ahead.
@@ -85,7 +83,7 @@ class Node:
             number = self._next_round(last)
             self._set_status("waiting", number)
             self._be_listed()
-            self._wait_for_round(number)
+            self._wait_until(self._starts_at(number))
             self._look_for_copies()
             self._play(number)
             last = number
@@ -100,18 +98,16 @@ class Node:
         self._stack.enter_context(hold_home(settings.home))
         self.identity, self._journal = load_or_create_identity(settings.home)
         self._stack.callback(self._journal.close)
-        self._alone = True
         self._health: Callable[[], Health | None] = lambda: None  # of the exchange, once there is one
         self._stack.enter_context(hold_peer(machine_dir(), self.identity.peer))
         self.name = peer_name(self.identity.peer)
         wallet = load_or_create_wallet(settings.wallet_path)
-        self._link = Link(settings, join_line, self.identity, wallet, lambda: self._alone)
+        self._link = Link(settings, join_line, self.identity, wallet, self._is_alone)
         self._stack.callback(self._link.stop)
         self.manifest = self._link.manifest
         folder = self._link.folder
         self._records = Records(folder / "state.sqlite")
         self._stack.callback(self._records.close)
-        self._check_clock()
         self._must_listen = self._reason_to_listen()
         self._set_status("starting")
         self._task = load_task(self.manifest.task)
@@ -139,7 +135,6 @@ class Node:
         self._active = 0
         self._pace = Pace()
         self._dropped: Counter[str] = Counter()
-        self._dialled: set[str] = set()
 
         self._exchange = self._stack.enter_context(
             Exchange(
@@ -154,7 +149,9 @@ class Node:
                 ),
                 folder,
                 reach=reach_of(settings, self._link.rpc_url),
-                initial_peers=[*settings.initial_peers, *self._link.bootnodes()],
+                initial_peers=settings.initial_peers,
+                bootnodes=self._link.bootnodes,
+                max_blob_bytes=settings.max_blob_mib * 2**20,
             )
         )
         self._health = lambda: self._exchange.health
@@ -163,14 +160,6 @@ class Node:
         begins = max(0.0, self._starts_at(self._next_round(self._last_spoken())) - self._link.now())
         log.info("waiting seconds=%.0f until the next round", begins)
         log.info("ready peer=%s name=%r address=%s", self.identity.peer_id, self.name, address)
-
-    def _check_clock(self) -> None:
-        """hivemind forgets records by this machine's clock, so one that is far off goes unheard."""
-        off = time.time() - self._link.now()
-        if abs(off) > self.manifest.round_seconds / 2:
-            log.warning(
-                "clock_off seconds=%.0f: set this machine's clock to the ledger's, by NTP for example", off
-            )
 
     def _resume(self) -> None:
         """Load the newest checkpoint that can be read and whose round is recorded.
@@ -227,7 +216,7 @@ class Node:
             self._must_listen,
         )
         self._set_status("listening", number)
-        self._wait_for_round(number)
+        self._wait_until(self._starts_at(number))
         draw, in_touch = self._enter(number), False
         for stage in self.manifest.stages:
             self._wait_until(self._starts_at(number) + stage.ends_at * self.manifest.round_seconds)
@@ -246,7 +235,6 @@ class Node:
             log.info("nobody else speaks as peer=%s", self.identity.peer_id)
         else:
             log.warning("neither a peer nor the ledger could be asked: listening again")
-            self._meet_peers()
         return number
 
     def _look_for_copies(self, heard_on_ledger: bool = False) -> None:
@@ -258,16 +246,10 @@ class Node:
 
     # Other peers
 
-    def _meet_peers(self) -> None:
-        """Dial what the ledger lists while we know nobody; each address once before a round, any after it."""
-        try:
-            self._alone = self._exchange.peer_count() == 0
-            addresses = [a for a in self._link.bootnodes(urgent=self._alone) if a not in self._dialled]
-            if self._alone and addresses:
-                self._dialled.update(addresses)
-                self._exchange.connect(addresses)
-        except ExchangeError as error:
-            log.warning("no peers met error=%r", str(error))
+    def _is_alone(self) -> bool:
+        """Whether we know no other peer; asked by several threads."""
+        health = self._health()
+        return health is None or health.peers == 0
 
     def _be_listed(self) -> None:
         """Have the ledger name us to newcomers, unless we know that they could not reach us."""
@@ -298,13 +280,6 @@ class Node:
     def _wait_until(self, moment: float) -> None:
         while (left := moment - self._link.now()) > 0:
             time.sleep(min(left, POLL_SECONDS))
-
-    def _wait_for_round(self, number: int) -> None:
-        """Wait for a round, and meet peers as long as dialling the dead cannot make us late."""
-        while (left := self._starts_at(number) - self._link.now()) > DIAL_SECONDS:
-            self._meet_peers()
-            time.sleep(min(left - DIAL_SECONDS, MEET_SECONDS))
-        self._wait_until(self._starts_at(number))
 
     def _enter(self, number: int) -> Draw:
         """The round's draw, from the ledger's beacon if that comes in time for the first stage.
@@ -351,8 +326,6 @@ class Node:
             show=lambda stage: self._set_status(stage, number),
         )
         effects.run(round.play(rules), performer.perform)
-        self._dialled.clear()
-        self._meet_peers()  # after the round: dialling the dead takes seconds
 
     def _checkpoint(self, number: int) -> None:
         """Keep the state after a round; a full disk costs the checkpoint, not the round."""

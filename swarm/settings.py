@@ -58,6 +58,7 @@ class Settings:
     nat: Literal["auto", "off"] = "auto"  # port mapping, relays and hole punching
     initial_peers: tuple[str, ...] = ()
     threads: int | None = None  # of torch; None leaves torch's own choice
+    max_blob_mib: int = 1024  # of disk, for what is exchanged with others
     relay_url: str | None = None  # who pays for our transactions; None: our own account
     invite: str | None = None  # the relay's, if it asks for one
     manifest_path: Path | None = None  # the swarm's manifest, where the ledger's server has no old logs

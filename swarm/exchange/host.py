@@ -60,7 +60,12 @@ class Host:
         _remove_leftovers()
         # hivemind puts its sockets into /tmp and leaves them there when killed; here they have a folder that
         # tells whose they are, and that is for this user alone.
-        folder = Path(tempfile.mkdtemp(prefix=f"{_FOLDER_PREFIX}{os.getpid()}-"))
+        try:
+            folder = Path(tempfile.mkdtemp(prefix=f"{_FOLDER_PREFIX}{os.getpid()}-"))
+        except OSError as error:
+            raise ExchangeError(
+                f"libp2p cannot start: no folder in {tempfile.gettempdir()}: {error.strerror}"
+            ) from error
         begun: list[P2P] = []  # a `create` that is cancelled, or fails half-way, leaves its p2pd running
 
         class ContainedP2P(P2P):

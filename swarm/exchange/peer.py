@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -40,6 +41,7 @@ READ_TIMEOUT_SECONDS = 12.0
 RESTART_SECONDS, MAX_RESTART_SECONDS = 0.5, 30.0  # between tries to start libp2p again, doubling
 FLUSH_SECONDS = 1.0
 MEET_SECONDS = 15.0  # between looks at who is new, and at whether we are alone
+ALONE_SECONDS = 1.0  # the same while we are, doubling
 GREETED_AT_ONCE = 16
 MAX_KNOWN = 64  # bootstrap addresses, the ones learned last
 REACH_SECONDS = 3600.0
@@ -79,6 +81,7 @@ class Peer:
         gossip: Gossip,
         book: AddressBook,
         reach: Reach,
+        bootnodes: Callable[[], Sequence[str]],
     ) -> None:
         self.store = store
         self.gossip = gossip
@@ -97,6 +100,7 @@ class Peer:
         )
         self._book = book
         self._reach = reach
+        self._bootnodes = bootnodes
         self._fetcher = blobs.Fetcher(store)
         self._blob_server = blobs.BlobServer(store, rules.registered)
         self._reach_server = ReachServer()
@@ -223,29 +227,34 @@ class Peer:
 
     async def _keep_company(self) -> None:
         """Remember where the peers are that we meet; look for some while there are none."""
+        pause = ALONE_SECONDS
         while True:
-            host = self._host
+            host, acquaintances = self._host, self._acquaintances()
             if host is not None:
                 host.node.protocol.forget_strangers()
                 with suppress(ExchangeError, *LIBP2P_ERRORS):
                     if not host.peers:
-                        await dht.join(host.node, host.p2p, self._acquaintances())
+                        await dht.join(host.node, host.p2p, acquaintances)
                     await self._greet(host)
-            await asyncio.sleep(MEET_SECONDS)
+            alone = host is None or not host.peers
+            await asyncio.sleep(min(pause, MEET_SECONDS) if alone else MEET_SECONDS)
+            pause = min(2 * pause, MEET_SECONDS) if alone else ALONE_SECONDS
 
     async def _greet(self, host: Host) -> None:
+        """Ask the new ones where they can be reached, and one of the others again: it may have moved."""
         peers = host.peers
-        new = [peer for peer in peers if peer not in self._greeted][:GREETED_AT_ONCE]
-        said = await asyncio.gather(*(hello.ask(host.p2p, peer) for peer in new))
-        known = self._greeted | dict(zip(new, said, strict=True))
-        self._greeted = {peer: addresses for peer, addresses in known.items() if addresses and peer in peers}
+        asked = [peer for peer in peers if peer not in self._greeted][:GREETED_AT_ONCE]
+        asked += random.sample(list(self._greeted), min(1, len(self._greeted)))
+        said = await asyncio.gather(*(hello.ask(host.p2p, peer) for peer in asked))
+        known = self._greeted | {peer: heard for peer, heard in zip(asked, said, strict=True) if heard}
+        self._greeted = {peer: addresses for peer, addresses in known.items() if peer in peers}
         for peer, addresses in self._greeted.items():
             self._book.remember(peer, addresses)
         await asyncio.to_thread(self._book.save)
 
     def _acquaintances(self) -> list[str]:
         """Addresses at which there may be peers."""
-        return list(dict.fromkeys([*self._known, *self._book.multiaddrs(BOOK_DIALS)]))
+        return list(dict.fromkeys([*self._known, *self._bootnodes(), *self._book.multiaddrs(BOOK_DIALS)]))
 
     def _know(self, addresses: Iterable[str]) -> None:
         self._known = list(dict.fromkeys([*self._known, *addresses]))[-MAX_KNOWN:]

@@ -31,7 +31,6 @@ from swarm.exchange.validator import SwarmRules
 
 log = logging.getLogger(__name__)
 
-DEFAULT_MAX_BLOB_BYTES = 2**30
 KEEP_ROUNDS = 16  # DESIGN.md, section 7: so long auditors may ask
 START_TIMEOUT_SECONDS = 45.0  # p2pd's own limit is 30
 CALL_TIMEOUT_SECONDS = 30.0  # nothing below takes as long; a dead p2pd must not hold a caller for ever
@@ -50,8 +49,9 @@ class Exchange:
     `signer` signs announcements; it must refuse a second, different one for a round and stage. What `rules`
     calls is asked for every record that arrives: it must neither block nor raise. `folder` gets the blobs,
     the gossip log and the address book. `reach` says how to be reached; the default is right for one machine.
-    `initial_peers` are multiaddresses with `/p2p/<peer id>`. Own blobs stay for `keep_rounds` rounds: so long
-    others may audit what is in them.
+    `initial_peers` and what `bootnodes` answers, from memory, again and again while this peer is alone, are
+    multiaddresses with `/p2p/<peer id>`. Own blobs stay for `keep_rounds` rounds: so long others may audit
+    what is in them.
     """
 
     def __init__(
@@ -63,7 +63,8 @@ class Exchange:
         *,
         reach: Reach = Reach(listen=(LOOPBACK_LISTEN,)),  # noqa: B008 - frozen
         initial_peers: Sequence[str] = (),
-        max_blob_bytes: int = DEFAULT_MAX_BLOB_BYTES,
+        bootnodes: Callable[[], Sequence[str]] = tuple,
+        max_blob_bytes: int = 2**30,
         keep_rounds: int = KEEP_ROUNDS,
     ) -> None:
         self._initial_peers = tuple(initial_peers)
@@ -75,6 +76,7 @@ class Exchange:
             Gossip(folder / GOSSIP_FILE, current_round=lambda: rules.current_round),
             AddressBook(folder / ADDRESSES_FILE),
             reach,
+            bootnodes,
         )
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
