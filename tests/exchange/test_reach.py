@@ -148,12 +148,10 @@ def test_one_answer_a_minute_for_each_peer(identities):
             with pytest.raises(ExchangeError):
                 await ask(asker, server, ports)
             assert (await reachability(asker, [server], ports)).state == "unknown"
+            (known,) = await asker.list_peers()
             async with libp2p(identities[2]) as another:
                 await meet(another, asker)  # which introduces nobody
-                await another._client.connect(
-                    libp2p_peer(server),
-                    [multiaddr.parse(str(info.addrs[0])) for info in await asker.list_peers()][:1],
-                )
+                await another._client.connect(known.peer_id, [multiaddr.parse(str(known.addrs[0]))])
                 assert (await ask(another, server, ports)).reached == ports
             Clock.now = 60.0
             assert (await ask(asker, server, ports)).reached == ports
