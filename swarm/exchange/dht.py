@@ -23,8 +23,7 @@ from swarm.exchange.validator import AnnouncementValidator
 LIBP2P_ERRORS = (OSError, EOFError, TimeoutError, P2PDaemonError, P2PHandlerError)
 
 RPC_TIMEOUT_SECONDS = 3.0  # hivemind's default `wait_timeout`
-# Of a round. A stage is read within a twentieth: two silent nodes on the way must not use that up.
-RPC_SHARE = 1 / 40
+RPC_SHARE = 1 / 20  # of a round: in short rounds a silent node may not hold up a stage for seconds
 CONNECT_TIMEOUT_SECONDS = 5.0
 # Nodes that a search keeps in sight. More than the 5 replicas of a record, so that one that has just joined
 # or died among them hides nothing; few, so that a search costs the same in a swarm of any size.
