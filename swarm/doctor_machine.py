@@ -166,7 +166,7 @@ def clock(patient: Patient) -> Check:
         return diagnosis("clock", "skipped", "no ledger to compare with")
     off = time.time() - patient.ledger.now()
     found = f"{abs(off):.0f} s {'ahead of' if off > 0 else 'behind'} the ledger's"
-    advice = "set this machine's clock, by NTP for example: others drop what a wrong clock says"
+    advice = "set this machine's clock, by NTP for example: a node goes by it while the ledger is away"
     if abs(off) > patient.ledger.round_seconds / 2:
         return diagnosis("clock", "failed", found, advice)
     if abs(off) > CLOCK_SECONDS_WANTED:
