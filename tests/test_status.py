@@ -77,7 +77,7 @@ def test_rounds_gossip_is_shown(gossip, status):
     gossip.flush()
     words = status().split()
     assert " ".join(words[words.index("12") :]).startswith(
-        "12 │ 2 │ 1 │ 2.5 │ 4 unsigned, 3 too big, 2 unknown, 1 for"
+        "12 │ 2 │ 1 │ 2,500 │ 4 unsigned, 3 too big, 2 unknown, 1 for"
     )
     (swarm,) = json.loads(status("--json"))["swarms"]
     (shown,) = swarm["gossip"]

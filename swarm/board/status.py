@@ -118,7 +118,7 @@ def status_table(swarm: SwarmStatus, last: int) -> Table:
 def gossip_table(swarm: SwarmStatus, last: int) -> Table:
     """What was heard and dropped in the last rounds of one swarm."""
     table = Table(title="heard of others", title_justify="left")
-    for name in ("round", "heard", "fetched", "MB"):
+    for name in ("round", "heard", "fetched", "kB"):
         table.add_column(name, justify="right")
     table.add_column("dropped", overflow="fold")
     for entry in swarm.gossip[-last:]:
@@ -126,7 +126,7 @@ def gossip_table(swarm: SwarmStatus, last: int) -> Table:
             str(entry.round),
             str(entry.heard),
             str(entry.fetched),
-            f"{entry.fetched_bytes / 1e6:.1f}",
+            f"{entry.fetched_bytes / 1000:,.0f}",
             escape(_dropped_text(entry.dropped)),
         )
     return table
