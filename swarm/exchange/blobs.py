@@ -122,7 +122,6 @@ class Fetcher:
 
     def __init__(self, store: BlobStore) -> None:
         self.shunned: dict[bytes, str] = {}  # peer to reason
-        self.not_kept = 0  # blobs that were fetched but that the store could not keep
         self._store = store
         self._gate = _Gate()
 
@@ -164,7 +163,7 @@ class Fetcher:
                     continue
                 if served:
                     try:
-                        return await self._finish(partial)
+                        return await asyncio.to_thread(partial.finish)
                     except ExchangeError:
                         if not resumed:
                             raise
@@ -179,11 +178,6 @@ class Fetcher:
             yield await asyncio.shield(beginning)
         finally:  # whenever and however often this is cancelled: an open partial keeps its file to itself
             await asyncio.shield(_close(beginning))
-
-    async def _finish(self, partial: Partial) -> bytes:
-        data = await asyncio.to_thread(partial.finish)
-        self.not_kept += not partial.kept
-        return data
 
     def _refuse_shunned(self, peer: bytes) -> None:
         if peer in self.shunned:

@@ -366,7 +366,10 @@ class Peer:
             return held
         if peer == self._identity.peer:
             raise ExchangeError("own blob is not in the store")
-        return await self._fetcher.fetch(self._running().p2p, peer, digest, size_bytes, timeout=timeout)
+        data = await self._fetcher.fetch(self._running().p2p, peer, digest, size_bytes, timeout=timeout)
+        if self.store.size(digest) is None:  # a full disk or quota: the data is good all the same
+            self.gossip.dropped("fetched blob could not be kept", peer=peer)
+        return data
 
     async def _held(self, digest: bytes, size_bytes: int) -> bytes | None:
         held = await asyncio.to_thread(self.store.get, digest)

@@ -127,3 +127,12 @@ def test_sender_that_served_something_wrong_is_skipped_until_the_next_round(make
     own.enter(swarm.round + 1, None)
     (one,) = own.collect(swarm.round + 1, 0, 0, timeout=10, max_peers=16)
     assert one.heard.peer == rogue.identity.peer and one.groups[0].completions[0].text == "late honesty"
+
+
+def test_fetched_blob_that_the_store_cannot_keep_is_returned_all_the_same_and_counted(
+    make_exchange, identities
+):
+    server = make_exchange(0)
+    reader = make_exchange(1, server, max_blob_bytes=3)
+    assert reader.fetch(identities[0].peer, server.put_blob(b"content"), 7, 10) == b"content"
+    assert reader.dropped == {"fetched blob could not be kept": 1}
