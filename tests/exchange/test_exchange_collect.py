@@ -136,3 +136,19 @@ def test_fetched_blob_that_the_store_cannot_keep_is_returned_all_the_same_and_co
     reader = make_exchange(1, server, max_blob_bytes=3)
     assert reader.fetch(identities[0].peer, server.put_blob(b"content"), 7, 10) == b"content"
     assert reader.dropped == {"fetched blob could not be kept": 1}
+
+
+def test_fetched_blob_is_read_from_the_own_store_when_its_server_is_gone(make_exchange, identities):
+    server = make_exchange(0)
+    reader = make_exchange(1, server)
+    digest = server.put_blob(b"content")
+    assert reader.fetch(identities[0].peer, digest, 7, 10) == b"content"
+    server.stop()
+    assert reader.fetch(identities[0].peer, digest, 7, 1) == b"content"
+
+
+def test_blob_moves_between_peers_that_share_only_a_bootstrap_peer(make_exchange, identities):
+    bootstrap = make_exchange(0)
+    server = make_exchange(1, bootstrap)
+    reader = make_exchange(2, bootstrap)
+    assert reader.fetch(identities[1].peer, server.put_blob(b"content"), 7, 10) == b"content"
