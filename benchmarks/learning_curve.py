@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from swarm.learner.trainer import Learner, TrainingGroup, Update
-from swarm.manifest import Learn, StageName
+from swarm.manifest import Learn, Sampling, StageName
 from swarm.policy.model import Policy
 from swarm.tasks import Question, stages
 from swarm.tasks.arithmetic import Arithmetic
@@ -66,7 +66,7 @@ class Peer:
             [_digest(self.seed, round_number, stage, j, g) for g in range(GROUP_SIZE)]
             for j in range(len(prompts))
         ]
-        outputs = self.policy.sample(encoded, seeds, max_tokens=MAX_TOKENS[stage], temperature=1.0)
+        outputs = self.policy.sample(encoded, seeds, max_tokens=MAX_TOKENS[stage], sampling=Sampling())
         groups = []
         for asked, prompt, output in zip(prompts, encoded, outputs, strict=True):
             texts = [self.policy.decode(completion) for completion in output]

@@ -24,6 +24,7 @@ STAGE_NUMBER: dict[StageName, int] = {"answer": 0, "critique": 1, "revise": 2}
 MAX_GROUP_REWARD: dict[StageName, int] = {"answer": 1, "critique": 1, "revise": 2}
 MICROS = 1_000_000
 
+ModelName = Annotated[str, Meta(min_length=1, max_length=256)]
 Count = Annotated[int, Meta(ge=1, le=4096)]
 Fraction = Annotated[float, Meta(gt=0, lt=1)]
 
@@ -37,17 +38,32 @@ class Stage(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     max_tokens: Annotated[int, Meta(ge=1, le=8192)]  # per completion, its EOS included
 
 
+class Sampling(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How a completion's tokens are chosen, applied in this order (as in transformers)."""
+
+    temperature: Annotated[float, Meta(gt=0, le=10)] = 1.0
+    top_k: Annotated[int, Meta(ge=0, le=1_000_000)] = 0  # 0: every token of the vocabulary
+    top_p: Annotated[float, Meta(gt=0, le=1)] = 1.0
+
+
 class Learn(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The learn stage: what goes into the batch, and GRPO's knobs under TRL's names."""
 
     ends_at: Fraction
-    external_groups: Annotated[int, Meta(ge=0, le=4096)]  # SAPO's J; own groups (I) are all that were sampled
+    external_groups: Annotated[int, Meta(ge=0, le=4096)]  # SAPO's J, at most
+    own_groups: Annotated[int, Meta(ge=0, le=4096)] | None = None  # SAPO's I, at most; null: all
+    # Others' completions with a token outside our own model's top k are left out; 0: none are. The default is
+    # transformers' own for sampling: what a model would not say by default, it does not learn from others.
+    external_top_k: Annotated[int, Meta(ge=0, le=1_000_000)] = 50
     learning_rate: Annotated[float, Meta(gt=0, le=1)]
     epochs: Annotated[int, Meta(ge=1, le=64)] = 1  # TRL's num_iterations: optimizer passes over the batch
     groups_per_step: Count = 16  # groups in one optimizer step
     epsilon: Annotated[float, Meta(ge=0, le=10)] = 0.2  # SAPO's clip range
     epsilon_high: Annotated[float, Meta(ge=0, le=10)] = 0.28
     beta: Annotated[float, Meta(ge=0, le=10)] = 0.0  # weight of the KL term
+    loss_type: Literal["grpo", "dr_grpo", "bnpo", "dapo", "cispo"] = "dapo"  # how TRL weighs the tokens
+    importance_sampling_level: Literal["token", "sequence"] = "token"
+    scale_rewards: Literal["group", "batch", "none"] = "group"  # whose deviation advantages are divided by
 
 
 class TaskChoice(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -63,14 +79,14 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, di
     name: Annotated[str, Meta(min_length=1, max_length=64)]
     seed: Annotated[int, Meta(ge=0, lt=10**18)] = 0  # tells swarms of otherwise equal rules apart
     task: TaskChoice
-    model: Annotated[
-        str, Meta(min_length=1, max_length=256)
-    ]  # the base model, where every peer's state begins
+    # The allowed base models, where a peer's state begins: "tiny", a hub's OWNER/NAME or OWNER/NAME@REVISION,
+    # or a folder's path. A peer takes the largest that its machine can train.
+    models: Annotated[tuple[ModelName, ...], Meta(min_length=1, max_length=16)]
     round_seconds: Annotated[int, Meta(ge=2, le=7 * 24 * 3600)]
     acceptance_window: Annotated[int, Meta(ge=1, le=63)] = 32  # rounds that a report may be late
     cell_size: Annotated[int, Meta(ge=1, le=256)] = 16
     group_size: Annotated[int, Meta(ge=2, le=256)]  # G: completions of one prompt
-    temperature: Annotated[float, Meta(gt=0, le=10)] = 1.0
+    sampling: Sampling = Sampling()
     shown_answers: Annotated[int, Meta(ge=1, le=26)] = 4  # K: students shown in a critique or revise prompt
     shown_critiques: Annotated[int, Meta(ge=1, le=26)] = 4
     stages: Annotated[tuple[Stage, ...], Meta(min_length=1, max_length=3)]
@@ -131,11 +147,14 @@ def parse_canonical(data: bytes, source: str) -> Manifest:
     except (ValueError, RecursionError) as error:
         raise UsageError(f"manifest {source}: {error}") from error
     _check_stages(manifest, source)
-    if manifest.model != EMBEDDED_MODEL and "/" not in manifest.model:
-        raise UsageError(
-            f"manifest {source}: model {manifest.model!r} is neither {EMBEDDED_MODEL!r} nor a hub's "
-            "OWNER/NAME nor a folder's path"
-        )
+    for model in manifest.models:
+        if model != EMBEDDED_MODEL and "/" not in model:
+            raise UsageError(
+                f"manifest {source}: model {model!r} is neither {EMBEDDED_MODEL!r} nor a hub's "
+                "OWNER/NAME nor a folder's path"
+            )
+    if len(set(manifest.models)) < len(manifest.models):
+        raise UsageError(f"manifest {source}: models names the same model twice")
     if manifest.canonical != data:
         raise UsageError(f"manifest {source} is not in canonical form")
     return manifest

@@ -115,13 +115,13 @@ class Node:
         # An earlier life may have ended between a round's record and its report.
         self._link.report(*[record.report for record in self._records.rounds()])
 
-        log.info("loading swarm=%r model=%s", self.manifest.name, self.manifest.model)
-        self._policy = Policy.load(self.manifest.model, threads=settings.threads)
+        log.info("loading swarm=%r model=%s", self.manifest.name, self.manifest.models[0])
+        self._policy = Policy.load(self.manifest.models[0], threads=settings.threads)
         self._learner = Learner(
             self._policy,
             self.manifest.learn,
             group_size=self.manifest.group_size,
-            temperature=self.manifest.temperature,
+            temperature=self.manifest.sampling.temperature,
             max_completion_tokens=max(stage.max_tokens for stage in self.manifest.stages),
             seed=int.from_bytes(self.identity.peer[:4], "big"),
             work_dir=folder,

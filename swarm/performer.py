@@ -101,7 +101,7 @@ class Performer:
             [self._policy.encode_prompt(prompt) for prompt in effect.prompts],
             effect.seeds,
             max_tokens=effect.stage.max_tokens,
-            temperature=self._rules.manifest.temperature,
+            sampling=self._rules.manifest.sampling,
             until=lambda: self._now() >= effect.until,
         )
         log.debug("sampled groups=%d seconds=%.2f", len(groups), time.monotonic() - started)

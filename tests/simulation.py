@@ -23,7 +23,7 @@ MANIFEST = parse(
     b"""
     name: simulated
     task: {name: arithmetic}
-    model: simulated/none
+    models: [simulated/none]
     round_seconds: 100
     group_size: 4
     cell_size: 8

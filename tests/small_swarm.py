@@ -10,7 +10,7 @@ def small_manifest(name: str, round_seconds: int = 1000) -> Manifest:
         f"""
         name: {name}
         task: {{name: arithmetic}}
-        model: tiny
+        models: [tiny]
         round_seconds: {round_seconds}
         group_size: 4
         stages: [{{name: answer, ends_at: 0.4, max_groups: 8, max_tokens: 8}}]

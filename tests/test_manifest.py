@@ -33,7 +33,7 @@ def test_comments_and_order_do_not_change_the_id_but_values_do(text):
         ("round_seconds: 20", "round_seconds: soon", "round_seconds"),
         ("round_seconds: 20", "round_seconds: 0", "round_seconds"),
         ("ends_at: 0.40", "ends_at: 0.20", "ends_at must grow"),
-        ("model: tiny", "model: tinny", "tinny"),
+        ("models: [tiny]", "models: [tinny]", "tinny"),
         ("name: critique", "name: revise", "answer, then critique, then revise"),
         ("name: demo", "name: [", "not YAML"),
         ("name: demo", "name: !!python/object/apply:os.system [ls]", "not YAML"),

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from swarm.errors import ModelError
+from swarm.manifest import Sampling
 from swarm.policy import make_tiny
 from swarm.policy.lessons import draw, mistake, truth
 from swarm.policy.model import TINY_FOLDER, Policy
@@ -32,7 +33,7 @@ def sampled_texts(policy: Policy, kind: str, count: int) -> list[tuple[str, list
     lessons = [draw(rng, kind, 1.0) for _ in range(count)]
     prompts = [policy.encode_prompt(lesson.user) for lesson in lessons]
     seeds = [[hashlib.sha256(f"{kind}{j}-{g}".encode()).digest() for g in range(8)] for j in range(count)]
-    groups = policy.sample(prompts, seeds, max_tokens=20, temperature=1.0)
+    groups = policy.sample(prompts, seeds, max_tokens=20, sampling=Sampling())
     return [
         (lesson.assistant, list(map(policy.decode, group)))
         for lesson, group in zip(lessons, groups, strict=True)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers.generation import LogitsProcessorList
 
+from swarm.manifest import Sampling
 from swarm.policy.model import Policy
 from swarm.policy.sampling import SeededSampling, choose, gumbel_noise
 
@@ -27,7 +28,7 @@ def policy() -> Policy:
 def sample(policy: Policy, texts: list[str], per_group: int = 4, **options) -> list[list[list[int]]]:
     seeds = [[seed_of(text, g) for g in range(per_group)] for text in texts]
     prompts = [policy.encode_prompt(text) for text in texts]
-    return policy.sample(prompts, seeds, **{"max_tokens": 8, "temperature": 1.0, **options})
+    return policy.sample(prompts, seeds, **{"max_tokens": 8, "sampling": Sampling(), **options})
 
 
 def test_noise_has_the_moments_of_a_gumbel_distribution():
@@ -84,8 +85,10 @@ def test_same_tokens_alone_and_in_a_batch(policy):
 def test_padding_does_not_change_tokens(policy):
     short, long = policy.encode_prompt("1+2="), policy.encode_prompt("12+34=\nA) 46\nB) 45\nright?")
     seeds = [[seed_of(g) for g in range(4)]]
-    padded = policy._sample_chunk([short, long], seeds * 2, 8, 1.0)
-    assert padded == [policy._sample_chunk([prompt], seeds, 8, 1.0)[0] for prompt in (short, long)]
+    padded = policy.sample([short, long], seeds * 2, max_tokens=8, sampling=Sampling())
+    assert padded == [
+        policy.sample([prompt], seeds, max_tokens=8, sampling=Sampling())[0] for prompt in (short, long)
+    ]
 
 
 def test_completions_end_in_eos_or_at_the_limit(policy):
@@ -99,7 +102,7 @@ def test_completions_end_in_eos_or_at_the_limit(policy):
 def test_one_prefill_rederives_every_choice(policy):
     prompt = policy.encode_prompt("12+34=")
     seeds = [seed_of("audit", g) for g in range(8)]
-    completions = policy.sample([prompt], [seeds], max_tokens=8, temperature=0.9)[0]
+    completions = policy.sample([prompt], [seeds], max_tokens=8, sampling=Sampling(temperature=0.9))[0]
     for seed, completion in zip(seeds, completions, strict=True):
         with torch.no_grad():
             logits = policy.model(input_ids=torch.tensor([prompt + completion])).logits[0]
