@@ -54,9 +54,7 @@ class Peer:
 
     def __init__(self, model: str, learn: Learn, seed: int, folder: Path) -> None:
         self.policy = Policy.load(model, threads=1)
-        self.learner = Learner(
-            self.policy, learn, GROUP_SIZE, 1.0, max(MAX_TOKENS.values()), seed=seed, work_dir=folder
-        )
+        self.learner = Learner(self.policy, learn, GROUP_SIZE, 1.0, max(MAX_TOKENS.values()), work_dir=folder)
         self.seed = seed
 
     def sample(self, stage: StageName, round_number: int, prompts: list[Asked]) -> list[Sampled]:

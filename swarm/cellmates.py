@@ -59,12 +59,8 @@ class AnswerGroup(Struct, frozen=True):
     peer: bytes
     digest: bytes
     group: Group
+    leaves: tuple[bytes, ...]  # of its completions
     rewards: tuple[float, ...]
-
-    @property
-    def informative(self) -> bool:
-        """Whether its rewards differ; a group of equal rewards has no advantage to learn from."""
-        return len(set(self.rewards)) > 1
 
 
 class Cellmates:
@@ -146,7 +142,8 @@ class Cellmates:
         self.answers[group.index] += answers
         self._answer_by_leaf.update((answer.leaf, answer) for answer in answers)
         digest = group_digest(peer, self._round, ANSWER, group)
-        self.answer_groups.append(AnswerGroup(peer, digest, group, tuple(answer.score for answer in answers)))
+        leaves, scores = zip(*((answer.leaf, answer.score) for answer in answers), strict=True)
+        self.answer_groups.append(AnswerGroup(peer, digest, group, leaves, scores))
 
     def _take_critiques(self, peer: bytes, group: Group) -> None:
         shown = [self._answer_by_leaf.get(leaf) for leaf in group.answers]

@@ -111,6 +111,17 @@ def _join(arguments: argparse.Namespace) -> int:
         check_url(arguments.relay, "--relay", "a relay's URL")
     settings = replace(
         _network_settings(arguments),
+        model=arguments.model,
+        device=arguments.device,
+        lora=arguments.lora,
+        four_bit=arguments.four_bit or None,
+        memory_share=arguments.memory_share,
+        trusted_code=tuple(arguments.trust_code),
+        processes=arguments.processes,
+        trackers=_trackers(arguments.tracker),
+        push_repo=arguments.push,
+        push_rounds=arguments.push_every,
+        push_private=not arguments.push_public,
         threads=arguments.threads,
         max_blob_mib=arguments.blobs,
         manifest_path=arguments.manifest,
@@ -267,13 +278,14 @@ def _parser() -> argparse.ArgumentParser:
     create.set_defaults(run=_create)
 
     join = commands.add_parser(
-        "join", parents=[home, network], help="take part in a swarm until Ctrl-C; survives restarts"
+        "join",
+        parents=[home, network, _model_options()],
+        help="take part in a swarm until Ctrl-C; survives restarts",
     )
     join.add_argument(
         "swarm", metavar="SWARM", help="the line that `swarm create` printed: CONTRACT@RPC[#RELAY]"
     )
     join.add_argument("--rounds", type=_count, metavar="R", help="stop after so many rounds")
-    join.add_argument("--threads", type=_count, help="CPU threads for the model (torch's default)")
     join.add_argument(
         "--blobs",
         type=_count,
@@ -403,6 +415,67 @@ def _network_options() -> argparse.ArgumentParser:
     return network
 
 
+def _model_options() -> argparse.ArgumentParser:
+    """What is trained on which device, and who is told."""
+    model = argparse.ArgumentParser(add_help=False)
+    model.add_argument(
+        "--model", metavar="NAME", help="which of the swarm's models (the largest that fits into the memory)"
+    )
+    model.add_argument(
+        "--device", default="auto", help="cuda, cuda:1, mps or cpu (the first of them that is there)"
+    )
+    trained = model.add_mutually_exclusive_group()
+    trained.add_argument(
+        "--lora", action="store_true", default=None, help="train an adapter (from 300M parameters on)"
+    )
+    trained.add_argument("--full", dest="lora", action="store_false", help="train all weights (below that)")
+    model.add_argument(
+        "--four-bit", action="store_true", help="with an adapter on CUDA: the frozen weights in 4 bits"
+    )
+    model.add_argument(
+        "--memory-share",
+        type=_fraction,
+        default=1.0,
+        metavar="FRACTION",
+        help="of the free memory, for one of several peers on a machine (%(default)s)",
+    )
+    model.add_argument(
+        "--trust-code",
+        action="append",
+        default=[],
+        metavar="OWNER/NAME@COMMIT",
+        help="let this model run the code that it brings",
+    )
+    model.add_argument(
+        "--processes",
+        type=_count,
+        default=1,
+        metavar="N",
+        help="that train together, a GPU each (%(default)s)",
+    )
+    model.add_argument(
+        "--threads", type=_count, help="CPU threads for the model (as many as there are cores)"
+    )
+    model.add_argument(
+        "--tracker",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="where curves go: tensorboard, wandb, trackio or none (tensorboard)",
+    )
+    model.add_argument("--push", metavar="OWNER/NAME", help="put the model on the Hugging Face hub")
+    model.add_argument(
+        "--push-every", type=_count, default=100, metavar="ROUNDS", help="how often (%(default)s)"
+    )
+    model.add_argument("--push-public", action="store_true", help="as a public repository, if it is made")
+    return model
+
+
+def _trackers(names: list[str]) -> tuple[str, ...]:
+    """Without any, the default; `none` stands for no tracker at all."""
+    return tuple(name for name in names if name != "none") if names else Settings.trackers
+
+
 def _demo_description() -> str:
     return (
         "Starts a devnet, creates a swarm on it, lets peers train in processes of their own, shows them in a "
@@ -431,6 +504,16 @@ def _ether(text: str) -> float:
         value = -1.0
     if not 0 <= value < 1e9:
         raise argparse.ArgumentTypeError(f"{text[:40]!r} is not an amount in ether")
+    return value
+
+
+def _fraction(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a number over 0 and at most 1")
     return value
 
 

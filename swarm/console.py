@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import logging
 import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 def complain(error: Exception) -> None:
@@ -14,6 +18,13 @@ def complain(error: Exception) -> None:
 def say(what: str) -> None:
     """Progress, a warning, or what to do next."""
     print(what, file=sys.stderr)
+
+
+def show(table: Table) -> None:
+    """A table, in colours on a terminal."""
+    from rich.console import Console
+
+    Console(stderr=True).print(table)
 
 
 def log_to_stderr() -> None:

@@ -183,6 +183,7 @@ def _start(peer: DemoPeer, ledger: LedgerClient, options: Options, machine: Path
     threads = max(1, (os.cpu_count() or 1) // options.peers)
     command = [sys.executable, "-m", "swarm", "join", ledger.join_line]
     command += ["--home", str(peer.settings.home), "--rounds", str(options.rounds), "--threads", str(threads)]
+    command += ["--memory-share", str(1 / options.peers)]
     with _log_path(peer).open("wb") as log:
         # A session of its own: its p2p daemon can be ended with it, and Ctrl-C reaches only the demo.
         peer.process = subprocess.Popen(

@@ -75,10 +75,29 @@ class TrainingGroup:
     """One group to learn from, as text; rewards are recomputed ones."""
 
     digest: bytes
+    sender: bytes
     prompt: str
+    leaves: tuple[bytes, ...]  # of the completions
     completions: tuple[Completion, ...]
     rewards: tuple[float, ...]
     own: bool  # own completions keep their token ids; others' text is re-encoded
+
+    @property
+    def informative(self) -> bool:
+        """Whether its rewards differ; a group of equal rewards has no advantage to learn from."""
+        return len(set(self.rewards)) > 1
+
+
+@dataclass(frozen=True)
+class Screen(Effect[list[tuple[bool, ...]]]):
+    """Ask the own model which completions of others it might have said itself.
+
+    The outcome has a flag for every completion of every group: False if it holds a token outside the model's
+    `top_k` likeliest (0: any is inside), or does not fit into the model's context.
+    """
+
+    groups: tuple[TrainingGroup, ...]
+    top_k: int
 
 
 @dataclass(frozen=True)
@@ -86,6 +105,7 @@ class Learned:
     """How much of the batch fitted into the time, and the digests of the three states."""
 
     taken: int  # learned from batch[:taken]
+    base: bytes  # digest of the base model that the states belong to
     sampled_with: bytes
     state_before: bytes
     state_after: bytes

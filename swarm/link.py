@@ -28,6 +28,7 @@ log = logging.getLogger("swarm.ledger")
 
 BOOTNODES_WANTED = 8  # announce ourselves while fewer than this are listed
 RENEW_SECONDS = 2 * 24 * 3600  # before an announcement expires
+SENT_POLL_SECONDS = 0.1  # between looks at whether a report is in a block
 LISTING_SECONDS = 60  # between looks at whether we are listed
 
 
@@ -156,6 +157,20 @@ class Link:
         `LedgerError` if they cannot be written down.
         """
         self._outbox.put(*reports)
+
+    def state_before(self, number: int, patience: float) -> bytes | None:
+        """The digest of our last state that was on the ledger before round `number` began; None if none was.
+
+        A report that was sent and not seen in a block yet is waited for, at most `patience` seconds.
+        """
+        give_up = time.monotonic() + patience
+        while time.monotonic() < give_up and any(
+            delivery.state == "sent" for delivery in self._deliveries.open()
+        ):
+            self._outbox.wake()
+            time.sleep(SENT_POLL_SECONDS)
+        delivery = self._deliveries.mined_before(number)
+        return delivery.report.state_after if delivery else None
 
     def drain(self, seconds: float) -> int:
         """Wait until all reports are on the ledger, at most so long; how many are still open."""

@@ -28,28 +28,28 @@ from identity import (
 from swarm import effects, round
 from swarm.digest import Purpose, derive
 from swarm.draw import Draw
-from swarm.errors import ExchangeError, LedgerError, ModelError, SwarmError
+from swarm.errors import ExchangeError, LedgerError, SwarmError
 from swarm.exchange import wire
 from swarm.exchange.health import Health
 from swarm.exchange.multiaddr import most_public
 from swarm.exchange.reach import reach_of
 from swarm.exchange.service import Exchange
 from swarm.exchange.validator import SwarmRules
-from swarm.learner.trainer import Learner
 from swarm.link import Link
 from swarm.manifest import STAGE_NUMBER
 from swarm.performer import Pace, Performer
-from swarm.policy.model import Policy
 from swarm.records import Records, RoundRecord, Status
 from swarm.settings import Settings, hold_home, machine_dir
 from swarm.tasks import load_task
+from swarm.training import SamplingState, Training
 
 log = logging.getLogger("swarm.node")
 
-CHECKPOINTS_KEPT = 2  # the newest, and the one before in case the newest is damaged
 POLL_SECONDS = 0.1
 DRAIN_SECONDS = 60.0  # at the end of a run of so many rounds
 REPORT_SLOT = 255  # the journal's stage of a round's report
+# To see whether the last report is in a block, on which depends what to sample with: of a round, and at most.
+REPORT_SHARE, MAX_REPORT_SECONDS = 0.05, 2.0
 # A round is still worth joining while this share of its first stage is ahead.
 JOIN_SHARE = 0.5
 
@@ -115,22 +115,14 @@ class Node:
         # An earlier life may have ended between a round's record and its report.
         self._link.report(*[record.report for record in self._records.rounds()])
 
-        log.info("loading swarm=%r model=%s", self.manifest.name, self.manifest.models[0])
-        self._policy = Policy.load(self.manifest.models[0], threads=settings.threads)
-        self._learner = Learner(
-            self._policy,
-            self.manifest.learn,
-            group_size=self.manifest.group_size,
-            temperature=self.manifest.sampling.temperature,
-            max_completion_tokens=max(stage.max_tokens for stage in self.manifest.stages),
-            seed=int.from_bytes(self.identity.peer[:4], "big"),
-            work_dir=folder,
+        self._training = Training(
+            settings,
+            self.manifest,
+            folder,
+            peer=self.name,
+            recorded={record.round for record in self._records.rounds()},
         )
-        self._checkpoints = folder / "checkpoints"
-        self._checkpoints.mkdir(exist_ok=True)
-        for unfinished in self._checkpoints.glob(".*"):
-            unfinished.unlink()
-        self._resume()
+        self._stack.callback(self._training.close)
         self._beacon = self.manifest.swarm_id  # of the last round; before the first, anything all peers share
         self._active = 0
         self._pace = Pace()
@@ -160,25 +152,6 @@ class Node:
         begins = max(0.0, self._starts_at(self._next_round(self._last_spoken())) - self._link.now())
         log.info("waiting seconds=%.0f until the next round", begins)
         log.info("ready peer=%s name=%r address=%s", self.identity.peer_id, self.name, address)
-
-    def _resume(self) -> None:
-        """Load the newest checkpoint that can be read and whose round is recorded.
-
-        A life that ended between the two leaves a state that no report names: going on from it would break
-        the chain of states on the ledger. Without a checkpoint, begin with the manifest's base model.
-        """
-        recorded = {record.round for record in self._records.rounds()}
-        for path in sorted(self._checkpoints.glob("*.safetensors"), reverse=True):
-            if int(path.stem) not in recorded:
-                log.warning("checkpoint of an unfinished round is passed over file=%s", path.name)
-                continue
-            try:
-                self._learner.load(path)
-            except SwarmError as error:
-                log.warning("checkpoint unreadable file=%s error=%r", path, str(error))
-                continue
-            log.info("resumed checkpoint=%s", path.name)
-            return
 
     def _last_spoken(self) -> int:
         """The last round in which the journal has us speaking; -1 if none."""
@@ -217,7 +190,7 @@ class Node:
         )
         self._set_status("listening", number)
         self._wait_until(self._starts_at(number))
-        draw, in_touch = self._enter(number), False
+        (draw, _), in_touch = self._enter(number), False
         for stage in self.manifest.stages:
             self._wait_until(self._starts_at(number) + stage.ends_at * self.manifest.round_seconds)
             try:
@@ -281,8 +254,8 @@ class Node:
         while (left := moment - self._link.now()) > 0:
             time.sleep(min(left, POLL_SECONDS))
 
-    def _enter(self, number: int) -> Draw:
-        """The round's draw, from the ledger's beacon if that comes in time for the first stage.
+    def _enter(self, number: int) -> tuple[Draw, bool]:
+        """The round's draw, and whether it is from the ledger's beacon, which must come in time for answers.
 
         The exchange is told the cells, so that it refuses what is announced in a wrong one.
         """
@@ -299,11 +272,13 @@ class Node:
         draw = Draw(self.manifest.swarm_id, self._beacon, self._active, self.manifest.cell_size)
         # A draw of our own is not everybody's: then others' cells are theirs to know.
         self._exchange.enter(number, draw.cell if seen is not None else None)
-        return draw
+        return draw, seen is not None
 
     # One round
 
     def _play(self, number: int) -> None:
+        draw, is_ranked = self._enter(number)
+        state = self._sampling_state(number, is_ranked)
         rules = round.RoundRules(
             manifest=self.manifest,
             task=self._task,
@@ -311,32 +286,31 @@ class Node:
             round=number,
             starts_at=self._starts_at(number),
             expiration=wire.expiration(self._link.genesis, self.manifest.round_seconds, number),
-            draw=self._enter(number),
+            draw=draw,
         )
         performer = Performer(
             rules,
-            self._policy,
-            self._learner,
+            self._training,
             self._exchange,
             self._pace,
+            state,
             wait_until=self._wait_until,
             now=self._link.now,
-            checkpoint=self._checkpoint,
-            commit=self._commit,
+            commit=lambda commit: self._commit(commit, performer),
             show=lambda stage: self._set_status(stage, number),
         )
         effects.run(round.play(rules), performer.perform)
+        spent = " ".join(f"{kind}={seconds:.2f}" for kind, seconds in performer.seconds.items())
+        log.info("time of round=%d tokens=%d %s", number, performer.tokens, spent)
 
-    def _checkpoint(self, number: int) -> None:
-        """Keep the state after a round; a full disk costs the checkpoint, not the round."""
-        try:
-            self._learner.save(self._checkpoints / f"{number:08d}.safetensors")
-        except ModelError as error:
-            log.error("checkpoint not written round=%d error=%r", number, str(error))
-        for old in sorted(self._checkpoints.glob("*.safetensors"))[:-CHECKPOINTS_KEPT]:
-            old.unlink(missing_ok=True)
+    def _sampling_state(self, number: int, is_ranked: bool) -> SamplingState:
+        """What to sample a round with; in a round of our own the newest state may as well."""
+        if not is_ranked:
+            return self._training.present_state()
+        patience = min(REPORT_SHARE * self.manifest.round_seconds, MAX_REPORT_SECONDS)
+        return self._training.committed_state(number, self._link.state_before(number, patience))
 
-    def _commit(self, commit: effects.Commit) -> None:
+    def _commit(self, commit: effects.Commit, performer: Performer) -> None:
         """Write the round down, then hand its report over."""
         played = commit.played
         record = RoundRecord(
@@ -349,6 +323,8 @@ class Node:
             state_before=commit.learned.state_before.hex(),
             state_after=commit.learned.state_after.hex(),
             dropped=dict(Counter(played.dropped) + self._newly_dropped()),
+            tokens=performer.tokens,
+            seconds=performer.seconds,
         )
         try:
             slot = Slot(self._link.report_scope, record.round, REPORT_SLOT)
@@ -368,6 +344,8 @@ class Node:
             record.reward_micros,
             record.dropped or "none",
         )
+
+        self._training.tell(record, performer.update)
 
     def _newly_dropped(self) -> Counter[str]:
         """What the exchange refused since the last round, by reason."""

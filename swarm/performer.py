@@ -5,16 +5,17 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from swarm import effects
-from swarm.effects import Commit, Effect, Gather, Learn, Learned, Publish, Received, Sample
+from swarm.effects import Commit, Effect, Gather, Learn, Learned, Publish, Received, Sample, Screen
 from swarm.errors import ExchangeError
 from swarm.exchange.service import Exchange
 from swarm.exchange.wire import Completion
-from swarm.learner.trainer import Learner, TrainingGroup
-from swarm.policy.model import Policy
+from swarm.learner.trainer import TrainingGroup, Update
 from swarm.round import RoundRules
+from swarm.training import SamplingState, Training
 
 log = logging.getLogger("swarm.node")
 
@@ -43,9 +44,12 @@ class Pace:
 class Performer:
     """Carries out the effects of one round; what concerns the peer's whole life comes in as callables.
 
+    `seconds` sums up where the round's time went: "beacon" (until it was known), "sample", "learn", "wait"
+    (for deadlines) and "other".
+
     Args:
+        state: what to sample with; the update begins with the learner's own.
         wait_until: sleeps until a time on the ledger's clock (Unix seconds).
-        checkpoint: keeps the learner's state after the given round.
         commit: writes the round down and reports it.
         show: tells the user which stage is under way.
     """
@@ -53,33 +57,44 @@ class Performer:
     def __init__(
         self,
         rules: RoundRules,
-        policy: Policy,
-        learner: Learner,
+        training: Training,
         exchange: Exchange,
         pace: Pace,
+        state: SamplingState,
         *,
         now: Callable[[], float],
         wait_until: Callable[[float], None],
-        checkpoint: Callable[[int], None],
         commit: Callable[[Commit], None],
         show: Callable[[str], None],
     ) -> None:
         self._rules = rules
-        self._policy = policy
-        self._learner = learner
+        self._training = training
+        self._policy = training.policy
         self._exchange = exchange
         self._pace = pace
+        self._state = state
         self._now = now
         self._wait_until = wait_until
-        self._checkpoint = checkpoint
         self._commit = commit
         self._show = show
+        self._began = time.monotonic()
+        self._spent = {"beacon": max(0.0, now() - rules.starts_at), "sample": 0.0, "learn": 0.0, "wait": 0.0}
+        self.tokens = 0  # sampled
+        self.update: Update | None = None
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Where the time since the round's beginning went."""
+        counted = sum(self._spent.values()) - self._spent["beacon"]
+        return {**self._spent, "other": time.monotonic() - self._began - counted}
 
     def perform(self, effect: Effect[object]) -> object:
         """Do what the effect asks and return its outcome."""
         match effect:
             case Sample():
                 return self._sample(effect)
+            case Screen():
+                return self._screen(effect)
             case Publish():
                 self._publish(effect)
                 return None
@@ -96,15 +111,12 @@ class Performer:
 
     def _sample(self, effect: Sample) -> list[tuple[Completion, ...]]:
         self._show(effect.stage.name)
-        started = time.monotonic()
-        groups = self._policy.sample(
-            [self._policy.encode_prompt(prompt) for prompt in effect.prompts],
-            effect.seeds,
-            max_tokens=effect.stage.max_tokens,
-            sampling=self._rules.manifest.sampling,
-            until=lambda: self._now() >= effect.until,
-        )
-        log.debug("sampled groups=%d seconds=%.2f", len(groups), time.monotonic() - started)
+        prompts = [self._policy.encode_prompt(prompt) for prompt in effect.prompts]
+        with self._spending("sample"):
+            groups = self._training.sample(
+                self._state, effect.stage, prompts, effect.seeds, lambda: self._now() >= effect.until
+            )
+        self.tokens += sum(len(completion) for group in groups for completion in group)
         return [
             tuple(Completion.of(tokens, self._policy.decode(tokens)) for tokens in group) for group in groups
         ]
@@ -129,7 +141,8 @@ class Performer:
             log.error("commitment not kept round=%d error=%r", self._rules.round, str(error))
 
     def _gather(self, effect: Gather) -> list[Received]:
-        self._wait_until(effect.at)
+        with self._spending("wait"):
+            self._wait_until(effect.at)
         try:
             collected = self._exchange.collect(
                 self._rules.round,
@@ -147,17 +160,33 @@ class Performer:
             return []
         return [Received(item.heard.peer, item.heard.announcement.root, item.groups) for item in collected]
 
+    def _screen(self, effect: Screen) -> list[tuple[bool, ...]]:
+        self._show("learn")
+        groups = [self._training_group(group) for group in effect.groups]
+        with self._spending("learn"):
+            flags = self._training.admits(
+                [(group.prompt, group.completions) for group in groups], effect.top_k
+            )
+        return [tuple(admitted) for admitted in flags]
+
     def _learn(self, effect: Learn) -> Learned:
         self._show("learn")
-        before = self._learner.state_digest()
+        learner = self._training.learner
+        before = learner.state_digest()
         batch = effect.batch[: self._pace.fitting(effect.until - self._now())]
-        update = self._learner.update([self._training_group(group) for group in batch])
-        self._pace.measured(len(batch), update.seconds)
-        self._checkpoint(self._rules.round)
-        log.debug("learned update=%s", update)
-        # Sampling and learning do not overlap yet: the state that sampled is the one that learns.
-        after = self._learner.state_digest()
-        return Learned(taken=len(batch), sampled_with=before, state_before=before, state_after=after)
+        groups = [self._training_group(group) for group in batch]
+        with self._spending("learn"):
+            self.update = learner.update(groups)
+        self._pace.measured(len(batch), self.update.seconds)
+        self._training.keep(self._rules.round)
+        log.debug("learned update=%s", self.update)
+        return Learned(
+            taken=len(batch),
+            base=self._training.base,
+            sampled_with=self._state.digest,
+            state_before=before,
+            state_after=learner.state_digest(),
+        )
 
     def _training_group(self, group: effects.TrainingGroup) -> TrainingGroup:
         return TrainingGroup(
@@ -168,6 +197,14 @@ class Performer:
             ],
             rewards=list(group.rewards),
         )
+
+    @contextmanager
+    def _spending(self, kind: str) -> Iterator[None]:
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self._spent[kind] += time.monotonic() - began
 
     def _re_encode(self, text: str) -> list[int]:
         """Another peer's answer in our tokens, cut where an answer of our own would have been."""

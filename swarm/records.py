@@ -37,6 +37,8 @@ class RoundRecord(Struct, frozen=True, kw_only=True):
     state_before: str
     state_after: str
     dropped: dict[str, int] = {}  # what others sent and we refused, by reason
+    tokens: int = 0  # sampled
+    seconds: dict[str, float] = {}  # where the round's time went: see `Performer`
 
     @property
     def report(self) -> Report:

@@ -3,7 +3,7 @@
     answer    own completions to the cell's questions                       → published
     critique  which of the cell's answers is right, and why                 → published
     revise    a final answer after answers and critiques                    → published
-    learn     GRPO on own groups of all stages + other peers' answer groups
+    learn     GRPO on own groups of all stages + other peers' answer groups (mixing)
     report    the commitment's root, on the ledger before the round ends
 
 No I/O, no clock, no randomness of its own: `play` is a coroutine over the effects in `effects`.
@@ -14,17 +14,17 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from functools import partial
-from itertools import zip_longest
 
 from swarm import tasks
-from swarm.cellmates import Answer, AnswerGroup, Cellmates, Critique, groups_limit
+from swarm.cellmates import Answer, Cellmates, Critique, groups_limit
 from swarm.draw import Draw
 from swarm.effects import Commit, Gather, Learn, Played, Publish, Sample, TrainingGroup
 from swarm.exchange import wire
 from swarm.manifest import MICROS, STAGE_NUMBER, Manifest, Stage
+from swarm.mixing import FOREIGN, mix
 from swarm.tasks import stages
 from swarm.tasks.stages import Named
-from swarm.verde.commitment import Commitment, Skip, group_digest, groups_root
+from swarm.verde.commitment import Commitment, Skip, group_digest, groups_root, rollout_leaf
 
 # The end of each stage that is left for publishing: a group sampled in it would come too late.
 PUBLISH_SHARE = 0.15
@@ -91,23 +91,27 @@ async def play(rules: RoundRules) -> Played:
         mates.hear(stage, heard)
         begins = stage.ends_at
 
-    external, skips = _external(rules, mates)
-    batch = _batch(rules, own, external, mates)
-    learned = await Learn(batch, until=rules.at(rules.manifest.learn.ends_at))
-    used = batch[: learned.taken]
-    skips += [Skip(group.digest, "no time") for group in batch[learned.taken :] if not group.own]
+    mixed = await mix(
+        rules.draw, rules.peer, rules.manifest.learn, _own_groups(rules, own), _offered(rules, mates)
+    )
+    if mixed.foreign:
+        mates.dropped[FOREIGN] += mixed.foreign
+    learned = await Learn(mixed.batch, until=rules.at(rules.manifest.learn.ends_at))
+    used, left = mixed.batch[: learned.taken], mixed.batch[learned.taken :]
+    skips = (*mixed.skips, *(Skip(group.digest, "no time") for group in left if not group.own))
 
     reward_micros = sum(_group_reward_micros(group.rewards) for group in own)
     commitment = Commitment(
         swarm=rules.draw.swarm_id,
         round=rules.round,
         peer=rules.peer,
+        base=learned.base,
         sampled_with=learned.sampled_with,
         state_before=learned.state_before,
         state_after=learned.state_after,
         rollouts=tuple(rollouts),
         batch=tuple(group.digest for group in used),
-        skips=tuple(skips),
+        skips=skips,
         reward_micros=reward_micros,
     )
     played = Played(
@@ -225,49 +229,43 @@ async def _publish(rules: RoundRules, stage: Stage, cell: int, groups: list[OwnG
     return root
 
 
-def _external(rules: RoundRules, mates: Cellmates) -> tuple[list[AnswerGroup], list[Skip]]:
-    """SAPO's J external answer groups by the common draw rule, and those skipped for lack of advantage."""
-    others = [group for group in mates.answer_groups if group.peer != rules.peer]
-    skips = [Skip(group.digest, "no advantage") for group in others if not group.informative]
-    picked = rules.draw.pick(
-        rules.peer,
-        [group for group in others if group.informative],
-        rules.manifest.learn.external_groups,
-        leaf=lambda group: group.digest,
-        sender=lambda group: group.peer,
-    )
-    return picked, skips
-
-
-def _batch(
-    rules: RoundRules, own: list[OwnGroup], external: list[AnswerGroup], mates: Cellmates
-) -> tuple[TrainingGroup, ...]:
-    """Own groups of all stages and external ones by turns, so that a prefix of the batch holds both.
-
-    Groups of equal rewards are left out: they have no advantage to learn from.
-    """
-    ours = [
-        TrainingGroup(
-            digest=group_digest(rules.peer, rules.round, STAGE_NUMBER[group.stage.name], group.group),
-            prompt=group.prompt,
-            completions=group.group.completions,
-            rewards=group.rewards,
-            own=True,
+def _own_groups(rules: RoundRules, own: list[OwnGroup]) -> list[TrainingGroup]:
+    groups = []
+    for made in own:
+        stage, group = STAGE_NUMBER[made.stage.name], made.group
+        leaves = tuple(
+            rollout_leaf(rules.peer, rules.round, stage, group.index, g, completion)
+            for g, completion in enumerate(group.completions)
         )
-        for group in own
-        if len(set(group.rewards)) > 1
-    ]
-    others = [
+        groups.append(
+            TrainingGroup(
+                digest=group_digest(rules.peer, rules.round, stage, group),
+                sender=rules.peer,
+                prompt=made.prompt,
+                leaves=leaves,
+                completions=group.completions,
+                rewards=made.rewards,
+                own=True,
+            )
+        )
+    return groups
+
+
+def _offered(rules: RoundRules, mates: Cellmates) -> list[TrainingGroup]:
+    """The other peers' answer groups."""
+    return [
         TrainingGroup(
-            digest=group.digest,
-            prompt=stages.answer_prompt(mates.question(group.group.index)),
-            completions=group.group.completions,
-            rewards=group.rewards,
+            digest=answered.digest,
+            sender=answered.peer,
+            prompt=stages.answer_prompt(mates.question(answered.group.index)),
+            leaves=answered.leaves,
+            completions=answered.group.completions,
+            rewards=answered.rewards,
             own=False,
         )
-        for group in external
+        for answered in mates.answer_groups
+        if answered.peer != rules.peer
     ]
-    return tuple(group for pair in zip_longest(ours, others) for group in pair if group is not None)
 
 
 def _group_reward_micros(rewards: tuple[float, ...]) -> int:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from swarm import round
 from swarm.draw import Draw
-from swarm.effects import Commit, Effect, Gather, Learn, Learned, Played, Publish, Received, Sample
+from swarm.effects import Commit, Effect, Gather, Learn, Learned, Played, Publish, Received, Sample, Screen
 from swarm.exchange.wire import Completion, Group, GroupsBlob, decode
 from swarm.manifest import Manifest, parse
 from swarm.tasks import load_task
@@ -48,9 +48,11 @@ class SimulatedPeer:
     peer: bytes
     skill: float = 0.5
     groups_in_time: int = 1000
+    foreign: Callable[[str], bool] = lambda text: False  # what its model would not have said itself
     forge: Callable[[Publish], list[Publish]] = lambda publish: [publish]  # what a dishonest one publishes
     published: dict[int, Publish] = field(default_factory=dict)
     batch: tuple = ()
+    screened: int = 0  # groups
     commit: Commit | None = None
     prompts: dict[str, tuple[str, ...]] = field(default_factory=dict)
     deadlines: list[float] = field(default_factory=list)
@@ -104,10 +106,22 @@ def _perform(peer: SimulatedPeer, effect: Effect, draw: Draw, manifest: Manifest
             for publish in peer.forge(effect):
                 peer.published[publish.announcement.stage] = publish
             return None
+        case Screen():
+            peer.screened += len(effect.groups)
+            return [
+                tuple(
+                    effect.top_k == 0 or not peer.foreign(completion.text) for completion in group.completions
+                )
+                for group in effect.groups
+            ]
         case Learn():
             peer.batch = effect.batch
             return Learned(
-                taken=len(effect.batch), sampled_with=b"0" * 32, state_before=b"0" * 32, state_after=b"1" * 32
+                taken=len(effect.batch),
+                base=b"b" * 32,
+                sampled_with=b"0" * 32,
+                state_before=b"0" * 32,
+                state_after=b"1" * 32,
             )
         case Commit():
             peer.commit = effect

@@ -37,11 +37,20 @@ class RoundStatus(Struct, frozen=True, kw_only=True):
     round: int
     rewards: dict[str, float]  # mean reward of each stage
     reward_micros: int
+    dropped: dict[str, int]  # what others sent and we did not use, by reason
+    tokens: int  # sampled
+    seconds: dict[str, float]  # where the round's time went (see `swarm.performer.Performer`)
     report: str  # "queued", "sent", "mined" or "failed"
     late: bool | None  # None until it is mined
     tx: str | None
     block: int | None
     error: str | None
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """While sampling; None if nothing was sampled."""
+        seconds = self.seconds.get("sample", 0.0)
+        return self.tokens / seconds if self.tokens and seconds else None
 
 
 class GossipStatus(RoundGossip, frozen=True, kw_only=True):
@@ -100,15 +109,18 @@ def status_table(swarm: SwarmStatus, last: int) -> Table:
     table.add_column("round", justify="right")
     table.add_column("answers", justify="right")
     table.add_column("reward", justify="right")
+    table.add_column("tokens/s", justify="right")
     table.add_column("report")
     table.add_column("transaction", overflow="fold")
     for entry in swarm.rounds[-last:]:
+        speed = entry.tokens_per_second
         state = "mined, late" if entry.late else entry.report
         answers = entry.rewards.get("answer")
         table.add_row(
             str(entry.round),
             "–" if answers is None else f"{answers:.2f}",
             f"{entry.reward_micros / MICROS:.3f}",
+            "–" if speed is None else f"{speed:,.0f}",
             escape(state if entry.error is None else f"{state}: {entry.error}"),
             entry.tx or "",
         )
@@ -219,6 +231,9 @@ def _round_status(record: RoundRecord, delivery: Delivery | None) -> RoundStatus
         round=record.round,
         rewards=record.rewards,
         reward_micros=record.reward_micros,
+        dropped=record.dropped,
+        tokens=record.tokens,
+        seconds=record.seconds,
         report=delivery.state,
         late=delivery.late,
         tx=delivery.tx,

@@ -1,78 +1,81 @@
-"""GRPO on a round's groups: TRL's trainer, fed with completions that were made elsewhere.
-
-One `GRPOTrainer` lives as long as the peer; every round is one `train()` call over that round's groups:
+"""GRPO on a round's groups: TRL's loss on completions that were made elsewhere, in a loop of our own.
 
 1. Groups whose rewards are all equal have no advantage; they are dropped.
-2. The rest is sorted by length and cut into steps of equal size, at most `groups_per_step` groups each, so
-   that a long critique does not pad a short answer. A cut that does not come out even repeats the shortest
-   groups (fewer than there are steps).
-3. Each step's groups are TRL's "generation batch": its rollout function hands over our tokens, its reward
-   function our rewards. `epochs` (TRL's num_iterations) optimizer passes follow on it before the next step's.
+2. The rest is sorted by length and cut into steps of at most `groups_per_step` groups, so that a long
+   critique does not pad a short answer.
+3. For each step, `epochs` (TRL's num_iterations) optimizer passes follow before the next step's.
+4. A pass is cut into micro-batches that fit into memory. Their gradients add up to that of the whole step.
 
 Departures from GRPO: the policy that importance ratios refer to ("old") is the one at the beginning of the
-step, as always in TRL, not the one that sampled; external groups are treated like own ones, as in SAPO.
+step, as always in TRL, not the one that sampled; its log-probabilities are kept from the step's first pass
+instead of computed before it. External groups are treated like own ones, as in SAPO. Dropped groups count
+neither in TRL's normalisations nor in the deviation of `scale_rewards: batch`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import random
 import time
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from datasets import Dataset
 from msgspec import Struct
-from transformers import PrinterCallback, ProgressCallback
-from trl import GRPOConfig, GRPOTrainer
 
-from swarm.digest import Purpose, derive
 from swarm.errors import ModelError
-from swarm.learner.state import read_state, state_digest, write_state
+from swarm.learner.batch import Rows, TrainingGroup, make_rows, micro_batches
+from swarm.learner.checkpoints import LearnerState
+from swarm.learner.grpo import GroupTrainer, Sums
 from swarm.manifest import Learn
+from swarm.policy.devices import free_memory, is_out_of_memory
 from swarm.policy.model import Policy
+
+log = logging.getLogger("swarm.learner")
+
+__all__ = ["Learner", "TrainingGroup", "Update"]
 
 # AdamW's other knobs are torch's and TRL's defaults; the manifest has only what a swarm would want to change.
 _BETAS = (0.9, 0.999)
 _ADAM_EPSILON = 1e-8
 _MAX_GRAD_NORM = 1.0
 _MOMENTS = ("exp_avg", "exp_avg_sq")
+_MAX_TOKENS_AT_ONCE = 16_384  # what a micro-batch holds where nobody planned the memory
 
 
-class TrainingGroup(Struct, frozen=True):
-    """A prompt's completions in the own model's tokens, with their rewards."""
+class Update(Struct, frozen=True, kw_only=True):
+    """What one update did. Means are over its optimizer steps, or their tokens."""
 
-    prompt: list[int]
-    completions: list[list[int]]
-    rewards: list[float]
+    steps: int = 0
+    loss: float = 0.0
+    grad_norm: float = 0.0  # before clipping
+    clip_fraction: float = 0.0  # of ratios (of tokens, or of sequences) outside of the clip range
+    kl: float | None = None  # from the base model, a token; None without `beta`
+    entropy: float = 0.0  # estimated: the mean of -log p over the trained tokens
+    tokens: int = 0  # of the completions used
+    completions: int = 0
+    groups_used: int = 0
+    groups_dropped: int = 0
+    seconds: float = 0.0
 
-    @property
-    def is_informative(self) -> bool:
-        """Whether any completion did better than another, so that GRPO has an advantage to learn from."""
-        return max(self.rewards) > min(self.rewards)
-
-    @property
-    def length(self) -> int:
-        """Tokens of the longest row, prompt included."""
-        return len(self.prompt) + max(map(len, self.completions))
-
-
-class Update(Struct, frozen=True):
-    """What one update did; `loss` and `grad_norm` are means over its optimizer steps."""
-
-    steps: int
-    loss: float
-    grad_norm: float
-    seconds: float
-    groups_used: int
-    groups_dropped: int
+    def measured(self) -> dict[str, float]:
+        """The numbers by name, for trackers."""
+        return {
+            name: float(value)
+            for name in self.__struct_fields__
+            if (value := getattr(self, name)) is not None
+        }
 
 
 class Learner:
-    """A policy in training: the model (shared with `policy`), its AdamW and the counters. Not thread-safe."""
+    """A policy in training: the model (shared with `policy`), its AdamW and the counters. Not thread-safe.
+
+    Attributes:
+        max_tokens_at_once: padded tokens in one micro-batch, each group's prompt counted once. Bounds memory,
+            not results. Whoever plans the memory sets it; a step that finds no memory halves it.
+    """
 
     def __init__(
         self,
@@ -81,88 +84,153 @@ class Learner:
         group_size: int,
         temperature: float,
         max_completion_tokens: int,
-        seed: int,
         work_dir: Path,
     ) -> None:
-        """`seed` (below 2**63) fixes the order of rows in every update; `work_dir` is only named to TRL."""
+        """Train what of `policy.model` requires gradients. `work_dir` is only named to TRL.
+
+        The weights that `policy` has now are what `learn.beta` holds on to, not those of a loaded state.
+        """
         self.policy = policy
         self.learn = learn
+        self.max_tokens_at_once = _MAX_TOKENS_AT_ONCE
         self._group_size = group_size
-        self._seed = seed
+        self._max_completion_tokens = max_completion_tokens
         self._updates = 0
         self._steps = 0
-        self._pending: list[TrainingGroup] = []
-        parameters = [parameter for _, parameter in self._parameters()]
-        self._optimizer = torch.optim.AdamW(
-            parameters, lr=learn.learning_rate, betas=_BETAS, eps=_ADAM_EPSILON, weight_decay=0.0
+        self._trained = {name: p for name, p in policy.model.named_parameters() if p.requires_grad}
+        for parameter in self._trained.values():
+            parameter.data = (
+                parameter.data.float()
+            )  # under autocast, weights of 16 bits would lose small steps
+        with _process_randomness_kept(policy.model.device):
+            self._trainer = GroupTrainer(
+                policy.model,
+                policy.encoding.tokenizer,
+                learn,
+                temperature,
+                max_completion_tokens,
+                precision=getattr(policy, "precision", "fp32"),
+                gradient_checkpointing=getattr(policy, "gradient_checkpointing", False),
+                work_dir=work_dir,
+            )
+        policy.model.eval()
+        self._accelerator = self._trainer.accelerator
+        self._scaler: torch.amp.GradScaler | None = self._accelerator.scaler
+        self._optimizer = self._accelerator.prepare_optimizer(
+            torch.optim.AdamW(
+                self._trained.values(),
+                lr=learn.learning_rate,
+                betas=_BETAS,
+                eps=_ADAM_EPSILON,
+                weight_decay=0.0,
+            )
         )
         self._start_moments()
-        with _own_randomness(0), _quiet():
-            self._trainer = self._build_trainer(temperature, max_completion_tokens, work_dir)
 
     def update(self, groups: Sequence[TrainingGroup]) -> Update:
         """One round's learning. On one machine, equal states and groups give equal next states, bit for bit.
 
-        Without any informative group nothing changes and `steps` is 0. `ValueError` if a group is malformed.
+        Without any informative group nothing changes and `steps` is 0. `ValueError` if a group is malformed,
+        `ModelError` if there is not even memory for one row; steps before that one stay done.
         """
         began = time.monotonic()
         for group in groups:
             self._check(group)
         informative = [group for group in groups if group.is_informative]
-        dropped = len(groups) - len(informative)
-        if not informative:
-            return Update(0, 0.0, 0.0, time.monotonic() - began, 0, dropped)
-        steps = self._cut(informative)
-        logs = self._train(steps)
-        self._updates += 1
-        self._steps += len(logs)
+        sums, norms = Sums(), list[float]()
+        self.policy.model.train()
+        try:
+            for step in self._cut(informative):
+                rows = make_rows(step, self.learn.scale_rewards, self.policy.model.device)
+                for _ in range(self.learn.epochs):
+                    norms.append(self._step(step, rows, sums))
+        finally:
+            self._optimizer.zero_grad()
+            self.policy.model.eval()
+        self._updates += bool(norms)
+        ratios = sums.tokens if self.learn.importance_sampling_level == "token" else sums.rows
         return Update(
-            steps=len(logs),
-            loss=float(np.mean([log["loss"] for log in logs])),
-            grad_norm=float(np.mean([log["grad_norm"] for log in logs])),
-            seconds=time.monotonic() - began,
+            steps=len(norms),
+            loss=sums.loss / max(1, len(norms)),
+            grad_norm=float(np.mean(norms)) if norms else 0.0,
+            clip_fraction=sums.clipped / max(1, ratios),
+            kl=sums.kl / max(1, sums.tokens) if self.learn.beta else None,
+            entropy=sums.surprise / max(1, sums.tokens),
+            tokens=sums.tokens // self.learn.epochs,
+            completions=sums.rows // self.learn.epochs,
             groups_used=len(informative),
-            groups_dropped=dropped,
+            groups_dropped=len(groups) - len(informative),
+            seconds=time.monotonic() - began,
         )
 
-    def save(self, path: Path) -> None:
-        """Write the state (one safetensors file) atomically."""
-        write_state(self._state(), path)
+    def weights(self) -> dict[str, torch.Tensor]:
+        """What is trained, by the model's names: live tensors, all weights or the adapter's."""
+        return dict(self._trained)
 
-    def load(self, path: Path) -> None:
-        """Continue from a saved state as if never stopped; `ModelError` if it is not this model's."""
-        saved = read_state(path)
-        current = self._state()
-        if {name: (t.shape, t.dtype) for name, t in saved.items()} != {
-            name: (t.shape, t.dtype) for name, t in current.items()
-        }:
-            raise ModelError(f"state {path} is not of model {self.policy.name}")
-        with torch.no_grad():
-            for name, tensor in current.items():
-                tensor.copy_(saved[name])
-        self._updates, self._steps, self._seed = (int(value) for value in saved["counters"])
-
-    def state_digest(self) -> bytes:
-        """32 bytes over all that the next update depends on (see `swarm.learner.state.state_digest`)."""
-        return state_digest(self._state())
-
-    def _state(self) -> dict[str, torch.Tensor]:
-        """The live tensors by name; only `counters` is a copy."""
-        tensors = {"counters": torch.tensor([self._updates, self._steps, self._seed], dtype=torch.int64)}
-        for name, parameter in self._parameters():
-            tensors["model." + name] = parameter
+    def optimizer_state(self) -> dict[str, torch.Tensor]:
+        """What else the next update depends on: live moments and steps of AdamW, copies of the counters."""
+        tensors = {"counters": torch.tensor([self._updates, self._steps], dtype=torch.int64)}
+        for name, parameter in self._trained.items():
             moments = self._optimizer.state[parameter]
             tensors["step." + name] = moments["step"]
             for moment in _MOMENTS:
                 tensors[f"{moment}.{name}"] = moments[moment]
+        if self._scaler is not None:  # fp16 only
+            tensors["loss_scale"] = torch.tensor(self._scaler.get_scale(), dtype=torch.float32)
+            tensors["loss_scale_steps"] = torch.tensor(self._scaler._get_growth_tracker(), dtype=torch.int64)
         return tensors
 
-    def _parameters(self) -> list[tuple[str, torch.nn.Parameter]]:
-        return list(self.policy.model.named_parameters())
+    def state(self) -> LearnerState:
+        """All that the next update depends on; live tensors, so to be written or hashed before it."""
+        return LearnerState(self.weights(), self.optimizer_state())
+
+    def restore(self, state: LearnerState) -> None:
+        """Continue from a state as if never stopped; `ModelError` if it is of another model."""
+        mine = self.state()
+        pairs = ((mine.weights, state.weights), (mine.optimizer, state.optimizer))
+        if any(_shapes(current) != _shapes(saved) for current, saved in pairs):
+            raise ModelError(f"the state is not of model {self.policy.name}")
+        with torch.no_grad():
+            for current, saved in pairs:
+                for name, tensor in current.items():
+                    tensor.copy_(saved[name])
+        self._updates, self._steps = state.optimizer["counters"].tolist()
+        if self._scaler is not None:
+            self._scaler.load_state_dict(
+                {
+                    **self._scaler.state_dict(),
+                    "scale": state.optimizer["loss_scale"].item(),
+                    "_growth_tracker": state.optimizer["loss_scale_steps"].item(),
+                }
+            )
+
+    @contextlib.contextmanager
+    def with_weights(self, weights: Mapping[str, torch.Tensor] | None) -> Iterator[None]:
+        """Lend the model other weights, to sample with an older state; None: its own. Not for updates."""
+        if weights is None:
+            yield
+            return
+        own = {name: tensor.detach().clone() for name, tensor in self._trained.items()}
+        if _shapes(weights) != _shapes(own):
+            raise ModelError(f"the weights are not of model {self.policy.name}")
+        try:
+            self._copy_in(weights)
+            yield
+        finally:
+            self._copy_in(own)
+
+    def state_digest(self) -> bytes:
+        """32 bytes over all that the next update depends on (see `LearnerState.digest`)."""
+        return self.state().digest
+
+    @torch.no_grad()
+    def _copy_in(self, weights: Mapping[str, torch.Tensor]) -> None:
+        for name, parameter in self._trained.items():
+            parameter.copy_(weights[name])
 
     def _start_moments(self) -> None:
         """AdamW makes its moments at the first step; made here, every state has the same tensors."""
-        for _, parameter in self._parameters():
+        for parameter in self._trained.values():
             self._optimizer.state[parameter] = {
                 "step": torch.tensor(0.0),
                 "exp_avg": torch.zeros_like(parameter, memory_format=torch.preserve_format),
@@ -170,132 +238,97 @@ class Learner:
             }
 
     def _check(self, group: TrainingGroup) -> None:
-        if not len(group.completions) == len(group.rewards) == self._group_size:
+        if not 2 <= len(group.completions) == len(group.rewards) <= self._group_size:
             raise ValueError(
                 f"a group has {len(group.completions)} completions and {len(group.rewards)} rewards; "
-                f"this swarm's groups have {self._group_size}"
+                f"this swarm's groups have {self._group_size}, or fewer but two"
             )
         if not group.prompt or not all(group.completions):
             raise ValueError("a prompt or completion without tokens cannot be trained on")
+        longest = max(map(len, group.completions))
+        if longest > self._max_completion_tokens:
+            raise ValueError(
+                f"a completion has {longest} tokens; at most {self._max_completion_tokens} are allowed"
+            )
         if not np.isfinite(group.rewards).all():
             raise ValueError(f"rewards must be finite, got {group.rewards}")
 
     def _cut(self, groups: list[TrainingGroup]) -> list[list[TrainingGroup]]:
-        """Equal steps of at most `groups_per_step` groups, sorted by length (a stable sort)."""
+        """Steps of at most `groups_per_step` groups, sorted by length (a stable sort)."""
         ordered = sorted(groups, key=lambda group: group.length)
-        count = -(-len(ordered) // self.learn.groups_per_step)
-        size = -(-len(ordered) // count)
-        ordered = ordered[: size * count - len(ordered)] + ordered
+        size = self.learn.groups_per_step
         return [ordered[start : start + size] for start in range(0, len(ordered), size)]
 
-    def _train(self, steps: list[list[TrainingGroup]]) -> list[dict[str, float]]:
-        """Run TRL over the steps; its log entry of every optimizer step."""
-        trainer = self._trainer
-        self._pending = [group for step in steps for group in step]
-        rows = len(steps[0]) * self._group_size
-        trainer.args.per_device_train_batch_size = rows
-        trainer.args.generation_batch_size = rows
-        trainer._train_batch_size = rows  # what `Trainer.__init__` derives from the two above
-        trainer._step = 0  # TRL counts passes here to know when the next generation batch is due
-        trainer._buffered_inputs = None
-        trainer.train_dataset = Dataset.from_dict({"prompt": [""] * len(self._pending)})
-        with _own_randomness(_row_order(self._seed, self._updates)), _quiet():
-            trainer.train()
-        self.policy.model.eval()
-        return [log for log in trainer.state.log_history if "loss" in log]
+    def _step(self, groups: Sequence[TrainingGroup], rows: Rows, sums: Sums) -> float:
+        """One optimizer step; adds to `sums` and returns the gradient's norm before clipping."""
+        sums += self._accumulate_within_memory(groups, rows)
+        norm = self._accelerator.clip_grad_norm_(self._trained.values(), _MAX_GRAD_NORM)
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        self._steps += 1
+        return float(norm)
 
-    def _rollout(self, prompts: list[str], trainer: GRPOTrainer) -> dict[str, list | None]:
-        """TRL's rollout function: the next step's groups, one row per completion.
+    def _accumulate_within_memory(self, groups: Sequence[TrainingGroup], rows: Rows) -> Sums:
+        """Add up a step's gradient in the parameters' `.grad`: the place to share a step between processes.
 
-        Called with one placeholder prompt for each row of the step; the groups come in the order of `_cut`.
+        While there is not enough memory, again and again with smaller micro-batches.
         """
-        count = len(prompts) // self._group_size
-        groups, self._pending = self._pending[:count], self._pending[count:]
-        return {
-            "prompt_ids": [group.prompt for group in groups for _ in group.completions],
-            "completion_ids": [completion for group in groups for completion in group.completions],
-            "logprobs": None,  # TRL recomputes them where it needs them
-            "reward": [reward for group in groups for reward in group.rewards],
-        }
+        while True:
+            cuts = micro_batches(groups, self.max_tokens_at_once)
+            try:
+                return self._accumulate(rows, cuts)
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                largest = max(cut.stop - cut.start for cut in cuts)
+                if largest == 1:
+                    raise ModelError(
+                        f"not enough memory to train {self.policy.name} on one completion; "
+                        "choose a smaller model or free memory"
+                    ) from error
+            # Only here, after the exception is gone, are the tensors that its traceback held free.
+            self._optimizer.zero_grad()
+            free_memory()
+            # The bound may have been far above what was tried.
+            while micro_batches(groups, self.max_tokens_at_once) == cuts:
+                self.max_tokens_at_once //= 2
+            log.warning("out of memory while learning: now tokens_at_once=%d", self.max_tokens_at_once)
 
-    def _build_trainer(self, temperature: float, max_completion_tokens: int, work_dir: Path) -> GRPOTrainer:
-        learn = self.learn
-        config = GRPOConfig(
-            output_dir=str(work_dir),  # nothing is written: no saving, no logging to files
-            save_strategy="no",
-            report_to=[],
-            logging_strategy="steps",
-            logging_steps=1,
-            disable_tqdm=True,
-            use_cpu=True,
-            bf16=False,
-            activation_checkpointing=False,
-            dataloader_pin_memory=False,
-            shuffle_dataset=False,
-            num_train_epochs=1,
-            per_device_train_batch_size=self._group_size,
-            num_generations=self._group_size,
-            num_iterations=learn.epochs,
-            max_completion_length=max_completion_tokens,
-            temperature=temperature,
-            learning_rate=learn.learning_rate,
-            lr_scheduler_type="constant",
-            max_grad_norm=_MAX_GRAD_NORM,
-            epsilon=learn.epsilon,
-            epsilon_high=learn.epsilon_high,
-            beta=learn.beta,
-            loss_type="dapo",  # TRL's default: every token of the step weighs the same
-            scale_rewards="group",
-            seed=0,
-        )
-        constant = torch.optim.lr_scheduler.LambdaLR(self._optimizer, _constant)
-        trainer = GRPOTrainer(
-            model=self.policy.model,
-            reward_funcs=_given_reward,
-            args=config,
-            train_dataset=Dataset.from_dict({"prompt": [""]}),
-            processing_class=self.policy.encoding.tokenizer,
-            optimizers=(self._optimizer, constant),
-            rollout_func=self._rollout,
-        )
-        trainer.remove_callback(PrinterCallback)
-        trainer.remove_callback(ProgressCallback)
-        return trainer
+    def _accumulate(self, rows: Rows, cuts: Sequence[slice]) -> Sums:
+        """One attempt, a micro-batch at a time.
+
+        The first pass over a step leaves in its rows what later passes need: the log-probabilities that it
+        found ("old" for them) and those of the reference.
+        """
+        sums = Sums()
+        tokens = int(rows.lengths.sum())
+        found = torch.zeros_like(rows.completion_ids, dtype=torch.float32)
+        reference = torch.zeros_like(found)
+        for cut in cuts:
+            part = rows.cut(cut).without_padding()
+            place = cut, slice(part.completion_ids.shape[1])
+            if self.learn.beta and part.reference_log_probs is None:
+                reference[place] = part.reference_log_probs = self._trainer.reference_log_probs(part)
+            found[place], measured = self._trainer.backward(part, len(rows), tokens)
+            sums += measured
+        if self.learn.epochs > 1 and rows.old_log_probs is None:
+            rows.old_log_probs = found
+        if self.learn.beta and rows.reference_log_probs is None:
+            rows.reference_log_probs = reference
+        return sums
 
 
-def _given_reward(completions: list[str], reward: list[float], **_columns: object) -> list[float]:
-    """TRL's reward function: the rewards came with the groups."""
-    return reward
-
-
-def _constant(_step: int) -> float:
-    return 1.0
-
-
-def _row_order(seed: int, update: int) -> int:
-    """The torch seed of one update: TRL shuffles a step's rows, which decides the order of float sums."""
-    return int.from_bytes(derive(Purpose.STATE, bytes(32), seed, update)[:7], "big")
+def _shapes(tensors: Mapping[str, torch.Tensor]) -> dict[str, tuple[torch.Size, torch.dtype]]:
+    return {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
 
 
 @contextlib.contextmanager
-def _own_randomness(seed: int) -> Iterator[None]:
-    """Run with generators seeded for us, and give the process its own back."""
+def _process_randomness_kept(device: torch.device) -> Iterator[None]:
+    """TRL's constructor seeds all generators of the process; give the process its own back."""
     python, numpy_state = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        random.seed(seed)
-        np.random.seed(seed % 2**32)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         try:
             yield
         finally:
             random.setstate(python)
             np.random.set_state(numpy_state)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without two warnings about TRL itself: its version is pinned, and what we use of it is tested."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "You are using 'rollout_func'", UserWarning)
-        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
-        yield

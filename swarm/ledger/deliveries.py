@@ -26,26 +26,34 @@ _SCHEMA = f"""
 BEGIN;
 CREATE TABLE IF NOT EXISTS deliveries (
     round INTEGER PRIMARY KEY, report BLOB NOT NULL, parcel TEXT, state TEXT NOT NULL, tx TEXT,
-    late INTEGER, block INTEGER, watched INTEGER NOT NULL DEFAULT 1, error TEXT
+    late_rounds INTEGER, block INTEGER, watched INTEGER NOT NULL DEFAULT 1, error TEXT
 );
 CREATE INDEX IF NOT EXISTS unfinished ON deliveries (state, watched);
 PRAGMA user_version = {_SCHEMA_VERSION};
 COMMIT;
 """
-_COLUMNS = "round, report, parcel, state, tx, late, block, error"
+_COLUMNS = "round, report, parcel, state, tx, late_rounds, block, error"
 
 
 class Delivery(Struct, frozen=True, kw_only=True):
-    """One report on its way. `late` and `block` are known once it is mined; `error` says what holds it up."""
+    """One report on its way. `late_rounds` and `block` are known once it is mined.
+
+    `error` says what holds it up.
+    """
 
     round: int
     report: Report
     parcel: str | None = None  # the reports that are sent together have one; fixed before anything is sent
     state: State = "queued"
     tx: str | None = None
-    late: bool | None = None
+    late_rounds: int | None = None  # the clock's round when it came in, minus its own
     block: int | None = None
     error: str | None = None
+
+    @property
+    def late(self) -> bool | None:
+        """Whether it came in after its round; None until it is mined."""
+        return None if self.late_rounds is None else self.late_rounds > 0
 
 
 class Deliveries:
@@ -93,6 +101,14 @@ class Deliveries:
             )
         ]
 
+    def mined_before(self, number: int) -> Delivery | None:
+        """The delivery of the latest round whose report was on the ledger before round `number` began."""
+        rows = self._query(
+            f"SELECT {_COLUMNS} FROM deliveries WHERE state = 'mined' AND round + late_rounds < {number:d} "
+            "ORDER BY round DESC LIMIT 1"
+        )
+        return _delivery(rows[0]) if rows else None
+
     def watched(self) -> list[Delivery]:
         """Those that are mined in blocks that the chain might still take back."""
         return [
@@ -131,12 +147,12 @@ class Deliveries:
             "UPDATE deliveries SET error = ? WHERE round = ?", [(error, number) for number in rounds]
         )
 
-    def mined(self, number: int, tx: str | None, *, late: bool, block: int) -> None:
+    def mined(self, number: int, tx: str | None, *, late_rounds: int, block: int) -> None:
         """The report is on the ledger."""
         self._change(
-            "UPDATE deliveries SET state = 'mined', tx = coalesce(?, tx), late = ?, block = ?, watched = 1, "
+            "UPDATE deliveries SET state = 'mined', tx = coalesce(?, tx), late_rounds = ?, block = ?, watched = 1, "
             "error = NULL WHERE round = ?",
-            [(tx, late, block, number)],
+            [(tx, late_rounds, block, number)],
         )
 
     def failed(self, number: int, error: str) -> None:
@@ -165,14 +181,14 @@ class Deliveries:
 
 
 def _delivery(row: tuple[Any, ...]) -> Delivery:
-    number, report, parcel, state, tx, late, block, error = row
+    number, report, parcel, state, tx, late_rounds, block, error = row
     return Delivery(
         round=number,
         report=msgspec.msgpack.decode(report, type=Report),
         parcel=parcel,
         state=state,
         tx=tx,
-        late=None if late is None else bool(late),
+        late_rounds=late_rounds,
         block=block,
         error=error,
     )

@@ -232,9 +232,8 @@ class Outbox:
         log.error("report failed round=%d error=%r", delivery.round, other)
 
     def _mined(self, delivery: Delivery, tx: str | None, entry: Entry) -> None:
-        late = entry.late_rounds > 0
-        self._deliveries.mined(delivery.round, tx, late=late, block=entry.block_number)
-        log.info("reported round=%d late=%s tx=%s", delivery.round, late, tx)
+        self._deliveries.mined(delivery.round, tx, late_rounds=entry.late_rounds, block=entry.block_number)
+        log.info("reported round=%d late=%s tx=%s", delivery.round, entry.late_rounds > 0, tx)
 
     def _watch(self) -> None:
         """See now and then that what is mined stays so while the chain may still take it back."""

@@ -4,9 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from swarm.errors import ModelError
+
+# What a template, which is a stranger's program, can raise while it renders or is compiled.
+_TEMPLATE_ERRORS = (
+    TemplateError,
+    TypeError,
+    ValueError,
+    LookupError,
+    ArithmeticError,
+    AttributeError,
+    RecursionError,
+)
+# Some templates (Llama 3.2's) tell the model today's date. Prompts must be the same for who audits tomorrow, so
+# they are told the date that these templates fall back to, in their format.
+_CLOCK = "strftime_now"
+_STOPPED_CLOCK = "{%- macro strftime_now(format) -%}26 Jul 2024{%- endmacro -%}"
 
 
 class Encoding:
@@ -19,6 +35,7 @@ class Encoding:
             raise ModelError(f"model {name} has no tokenizer.json; choose one with a fast tokenizer")
         if tokenizer.chat_template is None:
             raise ModelError(f"model {name} has no chat template; choose an instruction-tuned model")
+        tokenizer.chat_template = _without_clock(tokenizer.chat_template)
         if tokenizer.eos_token_id is None:
             raise ModelError(f"the tokenizer of model {name} has no EOS token")
         if tokenizer.pad_token_id is None:
@@ -29,16 +46,23 @@ class Encoding:
         self.pad: int = tokenizer.pad_token_id
         self.ends = frozenset([self.eos, *eos_tokens])
         self._special = frozenset(tokenizer.added_tokens_decoder) - {tokenizer.unk_token_id}
+        self._check_template()
 
     def prompt(self, text: str) -> list[int]:
-        """One user message and the generation prompt, through the chat template."""
-        rendered = self.tokenizer.apply_chat_template(
-            [{"role": "user", "content": text}],
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=False,
-            sanitize_control_tokens=True,
-        )
+        """One user message and the generation prompt, through the chat template; `ModelError` if that fails."""
+        try:
+            rendered = self.tokenizer.apply_chat_template(
+                [{"role": "user", "content": text}],
+                add_generation_prompt=True,
+                tokenize=True,
+                return_dict=False,
+                sanitize_control_tokens=True,
+            )
+        except _TEMPLATE_ERRORS as error:
+            reason = " ".join(str(error).split())[:200]
+            raise ModelError(
+                f"the chat template of model {self.tokenizer.name_or_path} fails ({reason}); choose another model"
+            ) from error
         return list(rendered)
 
     def completion(self, text: str) -> list[int]:
@@ -63,3 +87,24 @@ class Encoding:
             list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
         return str(decoded)
+
+    def _check_template(self) -> None:
+        """`ModelError` unless the template renders, shows what it is given, and keeps special tokens out of it."""
+        name = self.tokenizer.name_or_path
+        if self.prompt("1+1=") == self.prompt("2+2="):
+            raise ModelError(
+                f"the chat template of model {name} leaves out what the user says; choose another"
+            )
+        marks = "".join(str(token) for token in self.tokenizer.added_tokens_decoder.values())
+        hostile, plain = (sum(token in self._special for token in self.prompt(t)) for t in (marks, "1+1="))
+        if hostile != plain:
+            raise ModelError(
+                f"the chat template of model {name} lets a peer's text become control tokens; choose another model"
+            )
+
+
+def _without_clock(template: str | dict[str, str]) -> str | dict[str, str]:
+    """The chat template, or templates by name, with the date at a standstill."""
+    if isinstance(template, dict):
+        return {name: str(_without_clock(one)) for name, one in template.items()}
+    return _STOPPED_CLOCK + template if _CLOCK in template and _STOPPED_CLOCK not in template else template

@@ -2,65 +2,126 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Collection, Sequence
 
 import torch
-from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
-from transformers.utils import logging as transformers_logging
+from peft import PeftModel
+from transformers import GenerationConfig, PreTrainedModel
 
 from swarm.errors import ModelError
-from swarm.manifest import EMBEDDED_MODEL, Sampling
+from swarm.manifest import Sampling
+from swarm.policy import loading
+from swarm.policy.devices import DTYPES, Precision, usable_cores
 from swarm.policy.encoding import Encoding
 from swarm.policy.generation import Generator
+from swarm.policy.loading import TINY_FOLDER
+from swarm.policy.plan import Plan
+from swarm.policy.prefill import within_top_k
 
-TINY_FOLDER = Path(__file__).parent / "tiny"
+__all__ = ["TINY_FOLDER", "Policy"]
 
 
 class Policy:
-    """A model with its tokenizer, in fp32 on the CPU. Not for use from two threads at once."""
+    """A model with its tokenizer, on one device. Not for use from two threads at once.
 
-    def __init__(self, model: PreTrainedModel, encoding: Encoding, name: str) -> None:
-        """Use `Policy.load`."""
+    Attributes:
+        model: in evaluation mode; a `PeftModel` under LoRA. What is trained is fp32.
+        precision: what computing happens in; under autocast where it is lower than the weights'.
+        gradient_checkpointing: whether the learner is to compute activations twice.
+        context_length: tokens that the model reads at most, prompt and completion together.
+        lora: whether an adapter is trained, not the model.
+        name: as the manifest names the model.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel | PeftModel,
+        encoding: Encoding,
+        name: str,
+        *,
+        precision: Precision = "fp32",
+        gradient_checkpointing: bool = False,
+        context_length: int = 2**31,
+    ) -> None:
+        """Use `Policy.load` or `Policy.of`."""
         self.model = model
         self.encoding = encoding
         self.name = name
+        self.device: torch.device = model.device
+        self.precision: Precision = precision
+        self.gradient_checkpointing = gradient_checkpointing
+        self.context_length = context_length
+        self.lora = isinstance(model, PeftModel)
         self._generator = Generator(model, encoding)
 
     @classmethod
-    def load(cls, name_or_path: str, threads: int | None = None) -> Policy:
+    def load(
+        cls,
+        name_or_path: str,
+        threads: int | None = None,
+        *,
+        revision: str | None = None,
+        device: str = "cpu",
+        precision: Precision = "fp32",
+        lora: bool = False,
+        four_bit: bool = False,
+        gradient_checkpointing: bool = False,
+        trusted_code: Collection[str] = (),
+    ) -> Policy:
         """Load "tiny" (shipped), a local folder in Hugging Face layout, or a hub name; safetensors only.
 
-        `threads` sets torch's threads for the whole process. Code that a model brings along is never run.
-        `ModelError` says which model cannot be used and why.
+        `threads` sets torch's threads for the whole process; by default the cores that this process may use.
+        Code that a model brings along is run only if `trusted_code` has OWNER/NAME@COMMIT. `ModelError` says
+        which model cannot be used and why. For the other arguments see `swarm.policy.loading` and `Plan`.
         """
-        if threads is not None:
-            torch.set_num_threads(threads)
-        source = str(TINY_FOLDER) if name_or_path == EMBEDDED_MODEL else name_or_path
-        options = {"trust_remote_code": False, "local_files_only": Path(source).is_dir()}
-        bars = transformers_logging.is_progress_bar_enabled()
-        transformers_logging.disable_progress_bar()
-        try:
-            model = AutoModelForCausalLM.from_pretrained(
-                source, dtype=torch.float32, use_safetensors=True, **options
+        torch.set_num_threads(usable_cores() if threads is None else threads)
+        source = loading.find(name_or_path, trusted_code, revision)
+        # First, because it is small: whoever chose a model without a chat template should not wait for weights.
+        tokenizer = loading.load_tokenizer(source)
+        ends = loading.declared_ends(source)
+        encoding = Encoding(tokenizer, ends)
+        model = loading.load_model(source, device, precision, lora=lora, four_bit=four_bit)
+        if len(tokenizer) > (rows := model.get_input_embeddings().weight.shape[0]):
+            raise ModelError(
+                f"the tokenizer of model {name_or_path} has {len(tokenizer)} tokens and the model only {rows}; "
+                "choose another model"
             )
-            tokenizer = AutoTokenizer.from_pretrained(source, **options)
-        except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
-            reason = " ".join(str(error).split())[:300]
-            raise ModelError(f"cannot load model {name_or_path}: {reason}") from error
-        finally:
-            if bars:
-                transformers_logging.enable_progress_bar()
-        declared = model.generation_config.eos_token_id
-        ends = [] if declared is None else [declared] if isinstance(declared, int) else list(declared)
+        base = model.get_base_model() if isinstance(model, PeftModel) else model
         # transformers would fill what we leave open from the model's own (a repetition penalty, say), and
         # completions would not be what their seeds give.
-        encoding = Encoding(tokenizer, ends)
-        model.generation_config = GenerationConfig(
+        base.generation_config = GenerationConfig(
             bos_token_id=tokenizer.bos_token_id, eos_token_id=sorted(encoding.ends), pad_token_id=encoding.pad
         )
-        return cls(model.eval(), encoding, name_or_path)
+        return cls(
+            model.eval(),
+            encoding,
+            name_or_path,
+            precision=precision,
+            gradient_checkpointing=gradient_checkpointing,
+            context_length=loading.context_length(source, base.config),
+        )
+
+    @classmethod
+    def of(cls, plan: Plan, threads: int | None = None, trusted_code: Collection[str] = ()) -> Policy:
+        """Load what the plan says."""
+        policy = cls.load(
+            plan.model,
+            threads,
+            revision=plan.revision,
+            device=plan.device,
+            precision=plan.precision,
+            lora=plan.lora,
+            four_bit=plan.four_bit,
+            gradient_checkpointing=plan.gradient_checkpointing,
+            trusted_code=trusted_code,
+        )
+        policy._generator.max_tokens_at_once = plan.sampling_tokens_at_once
+        return policy
+
+    @property
+    def max_tokens_at_once(self) -> int:
+        """See `Generator`; where memory ran out it is less than was planned."""
+        return self._generator.max_tokens_at_once
 
     def encode_prompt(self, text: str) -> list[int]:
         """One user message through the chat template, with the generation prompt."""
@@ -84,4 +145,19 @@ class Policy:
         until: Callable[[], bool] | None = None,
     ) -> list[list[list[int]]]:
         """Completions of the prompts in order: `[group][completion][token]` (see `Generator.sample`)."""
-        return self._generator.sample(prompts, seeds, max_tokens=max_tokens, sampling=sampling, until=until)
+        lower = self.precision != "fp32"
+        with torch.autocast(self.device.type, DTYPES[self.precision] if lower else None, enabled=lower):
+            return self._generator.sample(
+                prompts, seeds, max_tokens=max_tokens, sampling=sampling, until=until
+            )
+
+    def within_top_k(
+        self, groups: Sequence[tuple[list[int], Sequence[list[int]]]], k: int
+    ) -> list[list[bool]]:
+        """For each (prompt, completions): which hold only tokens, EOS too, of the model's k likeliest.
+
+        What the learn stage screens others' groups with; k 0: all. Many groups at once are read as one batch.
+        """
+        lower = self.precision != "fp32"
+        with torch.autocast(self.device.type, DTYPES[self.precision] if lower else None, enabled=lower):
+            return within_top_k(self.model, groups, k, max_tokens_at_once=self._generator.max_tokens_at_once)

@@ -37,9 +37,9 @@ def groups_root(peer: bytes, round_number: int, stage: int, groups: Sequence[wir
 
 
 class Skip(Struct, frozen=True, array_like=True):
-    """A group of another peer that was eligible but not learned from, and why."""
+    """What of another peer was eligible but not learned from, and why."""
 
-    leaf: bytes
+    leaf: bytes  # a group's digest, or the leaf of one completion of a group that was used otherwise
     reason: str
 
 
@@ -50,11 +50,12 @@ class Commitment(Struct, frozen=True, array_like=True, kw_only=True):
     swarm: bytes
     round: int
     peer: bytes
+    base: bytes  # digest of the public model that the states belong to
     sampled_with: bytes  # the three states' digests
     state_before: bytes
     state_after: bytes
     rollouts: tuple[bytes, ...]  # groups_root of each stage, in the manifest's order
-    batch: tuple[bytes, ...]  # digests of the groups learned from, in order
+    batch: tuple[bytes, ...]  # digests of the groups learned from, in order; some without skipped completions
     skips: tuple[Skip, ...]
     reward_micros: int
 

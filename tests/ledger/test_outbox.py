@@ -208,6 +208,20 @@ def test_what_waited_goes_in_one_transaction_and_is_late(desk, chain):
     reports = desk.ledger.reports()
     assert len({report.tx for report in reports}) == 1
     assert [report.late for report in reports] == [True, True, True, False]
+    assert [delivery.late_rounds for delivery in desk.deliveries.all()] == [3, 2, 1, 0]
+
+
+def test_state_on_the_ledger_before_a_round_is_of_the_last_report_that_was_in_time_for_it(desk, chain):
+    desk.outbox.put(make_report(0))
+    assert desk.deliver(2) == {0: "mined"}
+    desk.outbox.put(make_report(1))
+    before = desk.deliveries.mined_before
+    assert before(0) is None
+    assert before(1).round == before(2).round == 0  # the one of round 1 is not sent yet
+    chain.enter(desk.ledger, 3)
+    desk.deliver(2)
+    assert before(3).round == 0  # it came in during round 3: too late for that one's beacon
+    assert before(4).round == 1
 
 
 def test_the_first_report_of_a_round_stays(desk):

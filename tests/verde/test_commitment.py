@@ -48,6 +48,7 @@ def test_group_digest_covers_what_was_shown():
     [
         {"round": 8},
         {"peer": b"q" * 32},
+        {"base": b"x" * 32},
         {"sampled_with": b"x" * 32},
         {"state_before": b"x" * 32},
         {"state_after": b"x" * 32},
@@ -62,6 +63,7 @@ def test_root_depends_on_every_field(change):
         swarm=b"s" * 32,
         round=7,
         peer=PEER,
+        base=b"b" * 32,
         sampled_with=b"0" * 32,
         state_before=b"1" * 32,
         state_after=b"2" * 32,

@@ -1,0 +1,168 @@
+"""States on disk: whole or not at all, the last ones kept, found again by their digests."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from swarm.errors import ModelError
+from swarm.learner.checkpoints import STATES_KEPT, Checkpoints, LearnerState, tensors_digest
+
+TRAINING = Path(__file__).parent / "training_process.py"
+
+
+def a_state(number: float, size: int = 4) -> LearnerState:
+    return LearnerState(
+        {"layer": torch.full((size, 2), number)},
+        {"layer.exp_avg": torch.full((size, 2), -number), "counters": torch.tensor([1, 2])},
+    )
+
+
+def same(one: LearnerState, other: LearnerState) -> bool:
+    return one.digest == other.digest
+
+
+def test_states_come_back_as_they_were(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    checkpoints.save(a_state(0), None)
+    for number in (3, 7):
+        checkpoints.save(a_state(number), number)
+    assert checkpoints.rounds() == [7, 3]
+    assert same(checkpoints.load(7), a_state(7))
+    assert same(checkpoints.load(None), a_state(0))
+    weights = checkpoints.weights_of(a_state(3).digest)
+    assert weights is not None and torch.equal(weights["layer"], a_state(3).weights["layer"])
+    assert checkpoints.weights_of(a_state(0).digest) is not None
+    assert checkpoints.weights_of(b"x" * 32) is None
+
+
+def test_last_rounds_are_kept_and_the_initial_state_too(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(a_state(0), None)
+    for number in range(20):
+        checkpoints.save(a_state(number), number)
+    assert checkpoints.rounds() == list(range(19, 19 - STATES_KEPT, -1))
+    assert same(checkpoints.load(None), a_state(0))
+
+
+def test_a_round_that_is_played_again_replaces_its_state(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(a_state(1), 5)
+    checkpoints.save(a_state(2), 5)
+    assert same(checkpoints.load(5), a_state(2))
+    assert checkpoints.rounds() == [5]
+
+
+def test_digest_sees_every_tensor_name_type_shape_and_bit():
+    tensors = {"a": torch.zeros(4), "b": torch.zeros(2, dtype=torch.int64)}
+    changed = [
+        {"a": torch.zeros(4)},
+        {**tensors, "c": torch.zeros(1)},
+        {"b": tensors["a"], "a": tensors["b"]},
+        {**tensors, "a": torch.zeros(2, 2)},
+        {**tensors, "a": torch.zeros(4, dtype=torch.int32)},
+        {**tensors, "a": torch.tensor([0.0, 0.0, 0.0, -0.0])},
+    ]
+    assert len({tensors_digest(tensors), *map(tensors_digest, changed)}) == 7
+    assert tensors_digest({"b": tensors["b"], "a": tensors["a"]}) == tensors_digest(tensors)
+    assert LearnerState(tensors, {}).digest != LearnerState({}, tensors).digest
+
+
+def test_what_an_interrupted_write_left_is_removed(tmp_path):
+    (tmp_path / ".half").mkdir()
+    (tmp_path / ".half" / "weights.safetensors").write_bytes(b"half")
+    checkpoints = Checkpoints(tmp_path)
+    assert checkpoints.rounds() == [] and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("content", [b"", b"not a state", None])
+@pytest.mark.parametrize("file", ["weights.safetensors", "optimizer.safetensors"])
+def test_damaged_state_is_a_one_line_error(tmp_path, file, content):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(a_state(1), 1)
+    path = tmp_path / "00000001" / file
+    path.unlink() if content is None else path.write_bytes(content)
+    with pytest.raises(ModelError, match="cannot read state") as caught:
+        checkpoints.load(1)
+    assert "\n" not in str(caught.value)
+
+
+def test_flipped_bit_is_noticed(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(a_state(1), 1)
+    path = tmp_path / "00000001" / "optimizer.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(ModelError, match="damaged"):
+        checkpoints.load(1)
+
+
+def test_halves_of_two_states_are_not_taken_for_one(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(a_state(1), 1)
+    checkpoints.save(a_state(2), 2)
+    shutil.copy(tmp_path / "00000001" / "optimizer.safetensors", tmp_path / "00000002")
+    with pytest.raises(ModelError, match="damaged"):
+        checkpoints.load(2)
+
+
+def test_full_disk_gives_up_older_states_first_and_then_says_so(tmp_path, monkeypatch):
+    """The disk is real but for its free space, which no test may use up."""
+    checkpoints = Checkpoints(tmp_path)
+    for number in range(6):
+        checkpoints.save(a_state(number), number)
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=10))
+    checkpoints.save(a_state(6), 6)  # there is room after all
+    assert checkpoints.rounds() == [6, 5, 4]
+
+
+def test_state_that_cannot_be_written_is_one_line_and_harms_no_other(tmp_path):
+    folder = tmp_path / "checkpoints"
+    checkpoints = Checkpoints(folder)
+    checkpoints.save(a_state(1), 1)
+    shutil.move(folder, tmp_path / "elsewhere")
+    folder.write_bytes(b"")  # where the folder was: nothing can be made in it
+    with pytest.raises(ModelError, match="cannot write state") as caught:
+        checkpoints.save(a_state(2), 2)
+    assert "\n" not in str(caught.value)
+    assert same(Checkpoints(tmp_path / "elsewhere").load(1), a_state(1))
+
+
+def training(folder: Path, rounds: int) -> subprocess.Popen[str]:
+    command = [sys.executable, str(TRAINING), str(folder), str(rounds)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+def test_killed_at_any_moment_goes_on_to_the_same_state(tmp_path):
+    """Real training of the real model, killed -9 between and within its writes, ends bit for bit the same."""
+    rounds = 100
+    steady, _ = training(tmp_path / "steady", rounds).communicate(timeout=120)
+    rng = random.Random(1)
+    kills = 0
+    while True:
+        process = training(tmp_path / "killed", rounds)
+        assert process.stdout is not None
+        # The line says that a round is about to be learned and written; then a moment within that.
+        line = process.stdout.readline()
+        if line.startswith("round") and kills < 6:
+            time.sleep(rng.uniform(0.0, 0.2))
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            process.stdout.close()
+            kills += 1
+            continue
+        rest, _ = process.communicate(timeout=120)
+        break
+    assert kills == 6
+    assert (line + rest).splitlines()[-1] == steady.splitlines()[-1]
+    assert steady.splitlines()[-1].startswith("digest ")
