@@ -1,4 +1,4 @@
-"""The memory plan against what a process takes: `python benchmarks/memory_plan.py [--hidden 512 --layers 12 ...]`.
+"""The memory plan against what a process takes: `python benchmarks/memory_plan.py [--hidden 512 ...]`.
 
 Makes a random Qwen2-shaped model in a folder, plans for it, and in a process of its own loads it, samples and
 learns once with batches as large as planned. Compared is the growth of resident memory since the imports.
@@ -17,6 +17,7 @@ from pathlib import Path
 import msgspec
 import psutil
 from transformers import Qwen2Config, Qwen2ForCausalLM
+from transformers.utils import logging as transformers_logging
 
 from swarm.manifest import Learn, Manifest, Stage, TaskChoice
 from swarm.policy.devices import look_at
@@ -58,6 +59,7 @@ def make_model(folder: Path, hidden: int, layers: int, vocabulary: int) -> None:
         max_position_embeddings=2048,
         tie_word_embeddings=True,
     )
+    transformers_logging.disable_progress_bar()
     Qwen2ForCausalLM(config).save_pretrained(folder)
     tokenizer = make_tokenizer()
     tokenizer.model_max_length = 2048
@@ -133,8 +135,8 @@ def main() -> None:
             grown = measure(plan)
             planned = plan.estimate.total
             print(
-                f"parameters={plan.parameters / 1e6:.1f}M lora={lora} checkpointing={checkpointing} beta={beta} "
-                f"tokens={plan.sampling_tokens_at_once}/{plan.learning_tokens_at_once} "
+                f"parameters={plan.parameters / 1e6:.1f}M lora={lora} checkpointing={checkpointing} "
+                f"beta={beta} tokens={plan.sampling_tokens_at_once}/{plan.learning_tokens_at_once} "
                 f"planned={planned / 2**20:.0f} measured={grown['learned'] / 2**20:.0f} MiB "
                 f"({planned / grown['learned'] - 1:+.0%}) "
                 f"by phase: {', '.join(f'{name} {size / 2**20:.0f}' for name, size in grown.items())}",

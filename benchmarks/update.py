@@ -34,7 +34,7 @@ from datasets import Dataset
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen3Config
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, PrinterCallback, Qwen3Config
 from transformers.utils import logging as transformers_logging
 from trl import GRPOConfig, GRPOTrainer
 
@@ -138,6 +138,7 @@ def make_stock(folder: Path, prompts: Sequence[list[int]], steps: int = 1) -> GR
         train_dataset=Dataset.from_dict({"prompt": texts}),
         processing_class=policy.encoding.tokenizer,
     )
+    trainer.remove_callback(PrinterCallback)
     trainer.current_gradient_accumulation_steps = 1
     return trainer
 

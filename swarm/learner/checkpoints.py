@@ -24,6 +24,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
+from identity.files import sync_folder
 from swarm.errors import ModelError
 
 STATES_KEPT = 16  # A of DESIGN.md, section 7: auditors may ask for the states of so many rounds
@@ -45,7 +46,7 @@ class LearnerState:
 
     @cached_property
     def digest(self) -> bytes:
-        """32 bytes: SHA-256 over the digests of the weights and of the rest, so that each can be shown alone."""
+        """32 bytes: SHA-256 over the digests of weights and of the rest, so that each can be shown alone."""
         parts = tensors_digest(self.weights) + tensors_digest(self.optimizer)
         return hashlib.sha256(_FORMAT.encode() + parts).digest()
 
@@ -71,7 +72,7 @@ class Checkpoints:
     """The folder with the states of the last `keep` rounds; for one process at a time."""
 
     def __init__(self, folder: Path, keep: int = STATES_KEPT) -> None:
-        """Makes the folder and removes what an interrupted write left; `ModelError` if that cannot be done."""
+        """Makes the folder and removes what an interrupted write left; `ModelError` if it cannot."""
         self._folder = folder
         self._keep = keep
         try:
@@ -100,7 +101,7 @@ class Checkpoints:
             if place.exists():  # a round that is played again after a crash before its report
                 shutil.rmtree(place)
             unfinished.rename(place)
-            _sync(self._folder)
+            sync_folder(self._folder)
         except (OSError, SafetensorError) as error:
             raise ModelError(f"cannot write state {self._folder / name}: {error}") from error
         finally:
@@ -154,17 +155,9 @@ def _write(state: LearnerState, folder: Path) -> None:
     for name, tensors in ((_WEIGHTS, state.weights), (_OPTIMIZER, state.optimizer)):
         plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         save_file(plain, folder / name, metadata=metadata)
-        _sync(folder / name)
-    _sync(folder)
-
-
-def _sync(path: Path) -> None:
-    """Have a file's or a folder's content on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        with (folder / name).open("rb") as file:
+            os.fsync(file.fileno())
+    sync_folder(folder)
 
 
 def _claimed(path: Path) -> str | None:

@@ -44,8 +44,8 @@ class Device(Struct, frozen=True):
     def precision(self, lora: bool) -> Precision:
         """The low precision that computing happens in; what is trained is kept in fp32 everywhere.
 
-        CUDA: bf16 from Ampere (8.0) on, fp16 before. A Mac: bf16 for a frozen base under LoRA, which halves it
-        (fp16 overflows in Qwen2.5's activations); fp32 where the weights are trained, since they are fp32
+        CUDA: bf16 from Ampere (8.0) on, fp16 before. A Mac: bf16 for a frozen base under LoRA, which halves
+        it (fp16 overflows in Qwen2.5's activations); fp32 where the weights are trained, since they are fp32
         anyway and nothing is won. A CPU: fp32.
         """
         if self.kind == "cuda":
@@ -98,7 +98,7 @@ def is_out_of_memory(error: RuntimeError) -> bool:
 
 
 def free_memory() -> None:
-    """Give back what a failed attempt held; to be called when its exception is gone, for that holds it too."""
+    """Give back what a failed attempt held; to be called when its exception, which holds it too, is gone."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

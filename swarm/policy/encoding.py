@@ -19,8 +19,8 @@ _TEMPLATE_ERRORS = (
     AttributeError,
     RecursionError,
 )
-# Some templates (Llama 3.2's) tell the model today's date. Prompts must be the same for who audits tomorrow, so
-# they are told the date that these templates fall back to, in their format.
+# Some templates (Llama 3.2's) tell the model today's date. Prompts must be the same for who audits tomorrow,
+# so they are told the date that these templates fall back to, in their format.
 _CLOCK = "strftime_now"
 _STOPPED_CLOCK = "{%- macro strftime_now(format) -%}26 Jul 2024{%- endmacro -%}"
 
@@ -49,7 +49,7 @@ class Encoding:
         self._check_template()
 
     def prompt(self, text: str) -> list[int]:
-        """One user message and the generation prompt, through the chat template; `ModelError` if that fails."""
+        """One user message and the generation prompt by the chat template; `ModelError` if that fails."""
         try:
             rendered = self.tokenizer.apply_chat_template(
                 [{"role": "user", "content": text}],
@@ -61,7 +61,8 @@ class Encoding:
         except _TEMPLATE_ERRORS as error:
             reason = " ".join(str(error).split())[:200]
             raise ModelError(
-                f"the chat template of model {self.tokenizer.name_or_path} fails ({reason}); choose another model"
+                f"the chat template of model {self.tokenizer.name_or_path} fails ({reason}); "
+                "choose another model"
             ) from error
         return list(rendered)
 
@@ -89,7 +90,7 @@ class Encoding:
         return str(decoded)
 
     def _check_template(self) -> None:
-        """`ModelError` unless the template renders, shows what it is given, and keeps special tokens out of it."""
+        """`ModelError` unless the template renders, shows its text, and keeps special tokens out of that."""
         name = self.tokenizer.name_or_path
         if self.prompt("1+1=") == self.prompt("2+2="):
             raise ModelError(
@@ -99,7 +100,8 @@ class Encoding:
         hostile, plain = (sum(token in self._special for token in self.prompt(t)) for t in (marks, "1+1="))
         if hostile != plain:
             raise ModelError(
-                f"the chat template of model {name} lets a peer's text become control tokens; choose another model"
+                f"the chat template of model {name} lets a peer's text become control tokens; "
+                "choose another model"
             )
 
 

@@ -1,8 +1,8 @@
 """Where a model's files are, whether they may be opened at all, and how they become a model in memory.
 
 A model comes from strangers. Before anything is parsed: every file is of bounded size, weights are
-safetensors, no pickle is opened, and nothing that the files name (other repositories, attention kernels, code)
-is fetched or run. Code that a model brings runs only if the settings trust that repository at that commit.
+safetensors, no pickle is opened, and nothing that the files name (other repositories, kernels, code) is
+fetched or run. Code that a model brings runs only if the settings trust that repository at that commit.
 Links are followed, since the hub's cache is made of them, but only to regular files.
 """
 
@@ -13,10 +13,12 @@ import hashlib
 import importlib.util
 import json
 import re
+import warnings
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import numpy as np
 import torch
 from huggingface_hub import HfApi, snapshot_download
@@ -32,6 +34,7 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
 )
 from transformers.utils import logging as transformers_logging
 
@@ -103,8 +106,8 @@ def find(name: str, trusted_code: Collection[str] = (), revision: str | None = N
     """The model's description, fetched from the hub if need be; `ModelError` if it cannot be had or used.
 
     `name` is "tiny", a folder in Hugging Face layout, or a hub's OWNER/NAME or OWNER/NAME@REVISION; a folder
-    that exists wins, whatever its name. `revision` is a commit that was resolved before (the plan's), and wins
-    over the name's. `trusted_code` has the repositories whose own code may run, as OWNER/NAME@COMMIT.
+    that exists wins, whatever its name. `revision` is a commit that was resolved before (the plan's), and
+    wins over the name's. `trusted_code` has the repositories whose own code may run, as OWNER/NAME@COMMIT.
     Without a network, what the hub's cache holds is used.
     """
     check_trusted(trusted_code)
@@ -164,10 +167,16 @@ def context_length(source: Source, config: PreTrainedConfig) -> int:
 
 
 def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
-    """The model's tokenizer; `ModelError` if it cannot be read."""
+    """The model's tokenizer as its tokenizer.json says; `ModelError` if it cannot be read.
+
+    transformers' `AutoTokenizer` puts what is usual for the architecture in place of what the file says.
+    """
+    own = source.trusts_code and "auto_map" in _read_json(source, "tokenizer_config.json")
+    if not own and not (source.folder / "tokenizer.json").exists():
+        raise ModelError(f"model {source.name} has no tokenizer.json; choose one with a fast tokenizer")
     with _quiet(), _one_line(source.name):
-        tokenizer = AutoTokenizer.from_pretrained(
-            source.folder, trust_remote_code=source.trusts_code, local_files_only=True
+        tokenizer = (AutoTokenizer if own else PreTrainedTokenizerFast).from_pretrained(
+            source.folder, trust_remote_code=own, local_files_only=True
         )
     tokenizer.name_or_path = source.name  # errors name the model, not a folder of the hub's cache
     return tokenizer
@@ -177,8 +186,8 @@ def declared_ends(source: Source) -> list[int]:
     """The tokens that end a completion besides the tokenizer's own, by the model's generation config."""
     for file in ("generation_config.json", "config.json"):
         declared = _read_json(source, file).get("eos_token_id")
-        ends = declared if isinstance(declared, list) else [declared]
-        if declared is not None and all(isinstance(end, int) for end in ends):
+        ends: list[Any] = declared if isinstance(declared, list) else [declared]
+        if all(isinstance(end, int) for end in ends):
             return ends
     return []
 
@@ -282,19 +291,11 @@ def base_digest(name: str, revision: str | None = None, trusted_code: Collection
     return digest.digest()
 
 
-def head_excluded(config: LoraConfig, model: PreTrainedModel) -> LoraConfig:
-    """The config, with nothing of `model`'s head adapted even where the head's name is unusual."""
-    head = model.get_output_embeddings()
-    names = [name for name, module in model.named_modules() if module is head]
-    config.exclude_modules = names or None
-    return config
-
-
 def _with_adapter(model: PreTrainedModel) -> PeftModel:
     """LoRA of rank 16 on every linear layer but the head; its first state is the same everywhere.
 
-    B begins at 0 and A as in peft (uniform in ±1/√in, Kaiming's with a = √5), but from Philox with a key made of
-    the layer's name: torch's own generators differ between devices and versions.
+    B begins at 0 and A as in peft (uniform in ±1/√in, Kaiming's with a = √5), but from Philox with a key
+    made of the layer's name: torch's own generators differ between devices and versions.
     """
     config = LoraConfig(
         r=LORA_RANK,
@@ -303,8 +304,11 @@ def _with_adapter(model: PreTrainedModel) -> PeftModel:
         target_modules="all-linear",
         task_type="CAUSAL_LM",
     )
-    with torch.random.fork_rng():  # peft draws an A of its own
-        adapted = get_peft_model(model, head_excluded(config, model))
+    with torch.random.fork_rng(), warnings.catch_warnings():  # peft draws an A of its own
+        # Between peft and transformers, and about layers that store their weight the other way round.
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        warnings.filterwarnings("ignore", "fan_in_fan_out is set to False", UserWarning)
+        adapted = get_peft_model(model, config)
     for name, parameter in adapted.named_parameters():
         if ".lora_A." in name:
             key = int.from_bytes(hashlib.sha256(_LORA_SEED + name.encode()).digest()[:16], "big")
@@ -328,8 +332,8 @@ def _nf4(precision: Precision) -> object:
 
 
 def _fetch(name: str, repository: str, revision: str, kinds: tuple[str, ...]) -> Path:
-    """The snapshot's folder in the hub's cache with all files of the kinds; asks the hub unless all are there."""
-    options = {"allow_patterns": list(kinds), "ignore_patterns": ["*/*"]}
+    """The snapshot's folder in the hub's cache, with all files of the kinds."""
+    options: dict[str, Any] = {"allow_patterns": list(kinds), "ignore_patterns": ["*/*"]}
     with _quiet():
         try:
             # The hub's answer names the commit, so that what was checked is what is fetched; it also has the
@@ -342,19 +346,15 @@ def _fetch(name: str, repository: str, revision: str, kinds: tuple[str, ...]) ->
             return Path(snapshot_download(repository, revision=info.sha, **options))
         except (HfHubHTTPError, HFValidationError) as error:
             # It answered, and said no.
-            if getattr(error, "response", None) is not None and error.response.status_code < 500:
+            response = getattr(error, "response", None)
+            if response is not None and response.status_code < 500:
                 raise ModelError(
                     f"the hub has no model {repository} at {revision} for us ({_brief(error)}); check its "
                     "name, and log in with `hf auth login` if it is gated"
                 ) from error
             reason = _brief(error)
-        except (OSError, RuntimeError) as error:  # no network, or told not to use it (HF_HUB_OFFLINE)
-            reason = _brief(error)
-        except Exception as error:
-            # httpx's errors have no base in the standard library.
-            if type(error).__module__.partition(".")[0] != "httpx":
-                raise
-            reason = _brief(error)
+        except (OSError, RuntimeError, httpx2.HTTPError) as error:
+            reason = _brief(error)  # no network, or told not to use it (HF_HUB_OFFLINE)
         try:
             return Path(snapshot_download(repository, revision=revision, local_files_only=True, **options))
         except (LocalEntryNotFoundError, OSError, ValueError) as error:
@@ -391,13 +391,11 @@ def _check_code(source: Source, config: dict[str, Any]) -> None:
     """`ModelError` if the file would have code fetched or run that is not trusted."""
     for entry in _values_of(config, ("auto_map",)):
         if "--" in json.dumps(entry):
-            raise ModelError(
-                f"model {source.name} takes code from another repository, which nobody can trust"
-            )
+            raise ModelError(f"model {source.name} takes code from another repository; choose another")
         if not source.trusts_code:
             raise ModelError(
-                f"model {source.name} brings code of its own; choose another, or, if you have read that code, "
-                f"trust it in your settings as {source.repository or 'OWNER/NAME'}@{source.revision or 'COMMIT'}"
+                f"model {source.name} brings code of its own; choose another, or, having read that code, "
+                f"trust {source.repository or 'OWNER/NAME'}@{source.revision or 'COMMIT'} in your settings"
             )
     for value in _values_of(config, _IMPLEMENTATIONS):
         if "/" in json.dumps(value):
@@ -436,7 +434,8 @@ def _check_size(model: str, file: str, size: int) -> None:
     limit = _MAX_BYTES.get(file, _MAX_CODE_BYTES if file.endswith(".py") else None)
     if limit is not None and size > limit:
         raise ModelError(
-            f"{file} of model {model} has {size / 2**20:,.0f} MiB; at most {limit / 2**20:,.0f} MiB are opened"
+            f"{file} of model {model} has {size / 2**20:,.0f} MiB; at most {limit / 2**20:,.0f} MiB are "
+            "opened: choose another model"
         )
 
 

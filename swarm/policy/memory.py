@@ -1,4 +1,4 @@
-"""How many bytes a model takes to sample and to learn, item by item; what fits is `swarm.policy.plan`'s business.
+"""How many bytes a model takes to sample and to learn, item by item. What fits is for `swarm.policy.plan`.
 
 A peer samples and learns one after the other, so the larger of the two counts, beside what is always there.
 `benchmarks/memory_plan.py` holds the sums against what a process really takes.
@@ -15,18 +15,23 @@ from swarm.policy.shape import Forward, Lengths, Shape
 
 MIB = 2**20
 GIB = 2**30
-# nf4 with double quantization: 4 bits, and a scale of 8 bits for 64 of them, itself scaled (QLoRA, 2305.14314).
+# nf4 with double quantization (QLoRA, arXiv 2305.14314): 4 bits, and 8 for the scale of 64 of them.
 _FOUR_BIT_BYTES = 0.5 + 1 / 64 + 1 / 4096
 _MOMENT_BYTES = 2 * 4  # AdamW's two, fp32
 # The sampler's fp32 logits of a step: the model's, perturbed, and sorted or masked.
 _LOGIT_COPIES = 3
-# The learner's head makes logits in chunks: 32 MiB and their gradient's copies; on CUDA TRL's kernel has tiles.
+# The learner's head makes logits in chunks: 32 MiB and copies for the gradient; on CUDA TRL's has tiles.
 _HEAD_BYTES = {"cuda": 256 * MIB, "mps": 128 * MIB, "cpu": 128 * MIB}
 # The hand-written decoder copies the weights of small models side by side (`swarm.policy.llama`).
 _COPIED_WEIGHTS_BYTES = 256 * MIB
 # Code, kernels and workspaces that the device holds once it is used.
-_OVERHEAD_BYTES = {"cuda": 512 * MIB, "mps": 256 * MIB, "cpu": 256 * MIB}
-_FRAGMENTATION = 1.05  # of what is allocated and freed all the time
+_OVERHEAD_BYTES = {"cuda": 512 * MIB, "mps": 256 * MIB, "cpu": 128 * MIB}
+# Of what is allocated and freed all the time; the CPU's from `benchmarks/memory_plan.py`.
+_FRAGMENTATION = {"cuda": 1.05, "mps": 1.05, "cpu": 1.15}
+# Where prompts cannot be shared, TRL's head makes logits of all tokens, a part of the vocabulary at a time; but
+# for CUDA's fused kernel, in so many fp32 copies (measured there too).
+_TRL_VOCABULARY_CHUNK = 32_768
+_TRL_HEAD_COPIES = 8
 
 
 class Choice(Struct, frozen=True):
@@ -130,6 +135,7 @@ def costs(
         copied = (shape.parameters - shape.head) * base_bytes
     # A layer's cache is copied when it grows by a token.
     kept_in_cache = shape.cached * base_bytes * (1 + 1 / shape.layers)
+    fragmentation = _FRAGMENTATION[device.kind]
     nothing = Estimate(
         weights=weights,
         adapter=shape.adapter * 4 if choice.lora else 0,
@@ -144,15 +150,15 @@ def costs(
     )
     return Costs(
         estimate_of_nothing=nothing,
-        kv_cache_per_token=kept_in_cache * _FRAGMENTATION,
-        logits_per_token=_LOGIT_COPIES * 4 * shape.vocabulary / lengths.row * _FRAGMENTATION,
-        activations_per_token=_activations(shape, forward, choice, lengths) * _FRAGMENTATION,
+        kv_cache_per_token=kept_in_cache * fragmentation,
+        logits_per_token=_LOGIT_COPIES * 4 * shape.vocabulary / lengths.row * fragmentation,
+        activations_per_token=_activations(shape, forward, choice, lengths, device) * fragmentation,
         # CUDA's AdamW works on all weights in one go, in a copy.
         least_learning=trained * 4 if device.kind == "cuda" else 0,
     )
 
 
-def _activations(shape: Shape, forward: Forward, choice: Choice, lengths: Lengths) -> float:
+def _activations(shape: Shape, forward: Forward, choice: Choice, lengths: Lengths, device: Device) -> float:
     """Bytes per token of a micro-batch, counted as the learner does: a group's prompt once.
 
     The dearer of two kinds of micro-batch: whole groups, and one row with its prompt.
@@ -160,6 +166,8 @@ def _activations(shape: Shape, forward: Forward, choice: Choice, lengths: Length
     if choice.gradient_checkpointing:
         # Prompts cannot be shared then (no cache): each row is forwarded whole, and one layer computed again.
         row = forward.checkpointed_row + 2 * forward.row / shape.layers
+        if device.kind != "cuda":
+            row += lengths.row * _TRL_HEAD_COPIES * 4 * min(shape.vocabulary, _TRL_VOCABULARY_CHUNK)
         return max(row * lengths.group_size / lengths.group, row / lengths.row)
     group = forward.prompt + lengths.group_size * forward.completion
     single = forward.prompt + forward.completion

@@ -76,15 +76,15 @@ class Policy:
         """
         torch.set_num_threads(usable_cores() if threads is None else threads)
         source = loading.find(name_or_path, trusted_code, revision)
-        # First, because it is small: whoever chose a model without a chat template should not wait for weights.
+        # First, because it is small: nobody should wait for the weights of a model without a chat template.
         tokenizer = loading.load_tokenizer(source)
         ends = loading.declared_ends(source)
         encoding = Encoding(tokenizer, ends)
         model = loading.load_model(source, device, precision, lora=lora, four_bit=four_bit)
         if len(tokenizer) > (rows := model.get_input_embeddings().weight.shape[0]):
             raise ModelError(
-                f"the tokenizer of model {name_or_path} has {len(tokenizer)} tokens and the model only {rows}; "
-                "choose another model"
+                f"the tokenizer of model {name_or_path} has {len(tokenizer)} tokens and the model only "
+                f"{rows}; choose another model"
             )
         base = model.get_base_model() if isinstance(model, PeftModel) else model
         # transformers would fill what we leave open from the model's own (a repetition penalty, say), and

@@ -1,4 +1,4 @@
-"""Which of a swarm's models this machine trains, and how, decided from descriptions before anything is loaded.
+"""Which of a swarm's models this machine trains, and how: decided from descriptions, before any is loaded.
 
 The largest allowed model is taken whose context is long enough and that fits into the memory that is free, a
 tenth of it left alone. The choice is kept in a file: the model and whether it has an adapter are what the
@@ -7,9 +7,10 @@ peer's states are made of, so a restart never changes them; batch sizes follow w
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -35,7 +36,6 @@ _MAX_LEARNING = {"cuda": 65_536, "mps": 16_384, "cpu": 16_384}
 _COMFORTABLE = (
     2048  # learning tokens at once; below them checkpointing's third forward pass is worth its time
 )
-_VERSION = 1
 
 
 class Wishes(Struct, frozen=True):
@@ -62,7 +62,7 @@ class Considered(Struct, frozen=True):
 class Plan(Struct, frozen=True, kw_only=True):
     """What is loaded and how it is trained. As JSON on disk."""
 
-    version: Literal[1] = _VERSION
+    version: Literal[1] = 1
     model: str
     revision: str | None  # the full commit of a hub's model
     device: str
@@ -92,17 +92,10 @@ class _Fit(Struct, frozen=True):
     learning: int
     needs_bytes: int  # at the least, without the reserve
 
-
-class _Candidate:
-    """An allowed model that has been looked at."""
-
-    def __init__(self, name: str, wishes: Wishes, revision: str | None) -> None:
-        self.source = find(name, wishes.trusted_code, revision)
-        self.dry = DryModel(self.source)
-
     @property
-    def shape(self) -> Shape:
-        return self.dry.shape
+    def has_room(self) -> bool:
+        """Whether a row at a time can be sampled and learned from."""
+        return self.sampling > 0 and self.learning > 0
 
 
 def make_plan(
@@ -111,18 +104,18 @@ def make_plan(
     *,
     device: Device | None = None,
     prompt_tokens: int | None = None,
-    limits: tuple[int | None, int | None] = (None, None),
+    dry: Mapping[str, DryModel] | None = None,
 ) -> Plan:
-    """The largest allowed model that fits the device now; `ModelError` says what would have to change if none.
+    """The largest allowed model that fits the device now; `ModelError` says what must change if none does.
 
     Args:
         manifest: the swarm's.
         wishes: the settings'. `UsageError` for those that cannot be had here.
         device: what to plan for; by default `wishes.device` is looked at.
         prompt_tokens: the longest prompt. By default 512, or less where the context ends earlier.
-        limits: tokens at once of sampling and learning that are not to be exceeded.
+        dry: models that have been looked at before, by name.
     """
-    return _plan(manifest, wishes, device or look_at(wishes.device), prompt_tokens, limits, None)
+    return _Planner(manifest, device or look_at(wishes.device), prompt_tokens, dry=dry or {}).plan(wishes)
 
 
 def load_or_make_plan(
@@ -135,8 +128,8 @@ def load_or_make_plan(
 ) -> Plan:
     """The saved plan with batches for what is free now, or else a new one, which is saved.
 
-    `UsageError` if the wishes contradict what was saved, `ModelError` if the saved model no longer fits: it is
-    never changed for another silently.
+    `UsageError` if the wishes contradict what was saved, `ModelError` if the saved model no longer fits: it
+    is never changed for another silently.
     """
     saved = read_plan(path)
     if saved is None:
@@ -144,9 +137,14 @@ def load_or_make_plan(
     else:
         _check_wishes(saved, wishes, path)
         kept = replace(wishes, model=saved.model, lora=saved.lora, four_bit=saved.four_bit)
-        limits = (saved.sampling_limit, saved.learning_limit)
-        found = device or look_at(wishes.device)
-        plan = _plan(manifest, kept, found, prompt_tokens, limits, saved.revision)
+        planner = _Planner(
+            manifest,
+            device or look_at(wishes.device),
+            prompt_tokens,
+            limits=(saved.sampling_limit, saved.learning_limit),
+            revision=saved.revision,
+        )
+        plan = planner.plan(kept)
     write_plan(path, plan)
     return plan
 
@@ -246,126 +244,169 @@ def table(plan: Plan) -> Table:
     return made
 
 
-def _plan(
-    manifest: Manifest,
-    wishes: Wishes,
-    device: Device,
-    prompt_tokens: int | None,
-    limits: tuple[int | None, int | None],
-    revision: str | None,
-) -> Plan:
-    check_trusted(wishes.trusted_code)
-    if wishes.model is not None and wishes.model not in manifest.models:
-        raise UsageError(
-            f"swarm {manifest.name} does not allow model {wishes.model}: {', '.join(manifest.models)}"
-        )
-    if not 0 < wishes.share <= 1:
-        raise UsageError(f"a peer's share of the memory is over 0 and at most 1, not {wishes.share}")
-    if wishes.four_bit:
-        if wishes.lora is None:
+class _Planner:
+    """One planning: for a swarm, on a device, of what is free on it now."""
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        device: Device,
+        prompt_tokens: int | None,
+        *,
+        limits: tuple[int | None, int | None] = (None, None),
+        revision: str | None = None,
+        dry: Mapping[str, DryModel] | None = None,
+    ) -> None:
+        """`limits` are tokens at once of sampling and learning; `revision` is the only model's."""
+        self._manifest = manifest
+        self._device = device
+        self._prompt_tokens = prompt_tokens
+        self._limits = limits
+        self._revision = revision
+        self._dry = dry or {}
+
+    def plan(self, wishes: Wishes) -> Plan:
+        """See `make_plan`."""
+        names = self._names(wishes)
+        if wishes.four_bit and wishes.lora is None:
             wishes = replace(wishes, lora=True)
-        check_four_bit(device.name, bool(wishes.lora))
-    free = int(device.free_bytes * wishes.share)
-    considered: list[Considered] = []
-    candidates: list[tuple[_Candidate, _Fit]] = []
-    names = manifest.models if wishes.model is None else (wishes.model,)
-    for name in names:
-        try:
-            candidate = _Candidate(name, wishes, revision)
-            fit = _best(candidate, manifest, wishes, device, free, prompt_tokens, limits)
-        except ModelError as error:
-            considered.append(Considered(name, problem=str(error)))
-            continue
-        problem = "" if fit.sampling and fit.learning else "does not fit"
-        considered.append(Considered(name, candidate.shape.parameters, fit.needs_bytes, problem))
-        candidates.append((candidate, fit))
-    if not candidates:
-        raise ModelError("; ".join(other.problem for other in considered))
-    fitting = [(c, f) for c, f in candidates if f.sampling and f.learning]
-    if not fitting:
-        smallest = min(candidates, key=lambda one: one[1].needs_bytes)[0]
-        raise ModelError(_refusal(smallest, manifest, wishes, device, free, prompt_tokens, limits))
-    candidate, fit = max(fitting, key=lambda one: one[0].shape.parameters)
-    return Plan(
-        model=candidate.source.name,
-        revision=candidate.source.revision,
-        device=device.name,
-        precision=fit.choice.precision,
-        lora=fit.choice.lora,
-        four_bit=fit.choice.four_bit,
-        gradient_checkpointing=fit.choice.gradient_checkpointing,
-        sampling_tokens_at_once=fit.sampling,
-        learning_tokens_at_once=fit.learning,
-        sampling_limit=limits[0],
-        learning_limit=limits[1],
-        parameters=candidate.shape.parameters,
-        context_length=candidate.shape.context,
-        free_bytes=free,
-        total_bytes=device.total_bytes,
-        estimate=fit.costs.estimate(fit.sampling, fit.learning),
-        considered=tuple(considered),
-    )
+        if wishes.four_bit:
+            check_four_bit(self._device.name, bool(wishes.lora))
+        considered: list[Considered] = []
+        fits: list[tuple[DryModel, _Fit]] = []
+        for name in names:
+            try:
+                model = self._dry.get(name) or DryModel(find(name, wishes.trusted_code, self._revision))
+                fit = self._best(model, wishes)
+            except ModelError as error:
+                considered.append(Considered(name, problem=str(error)))
+                continue
+            problem = "" if fit.has_room else "does not fit"
+            considered.append(Considered(name, model.shape.parameters, fit.needs_bytes, problem))
+            fits.append((model, fit))
+        if not fits:
+            raise ModelError("; ".join(other.problem for other in considered))
+        fitting = [(model, fit) for model, fit in fits if fit.has_room]
+        if not fitting:
+            raise ModelError(self._refusal(min(fits, key=lambda one: one[1].needs_bytes)[0], wishes))
+        model, fit = max(fitting, key=lambda one: one[0].shape.parameters)
+        return Plan(
+            model=model.source.name,
+            revision=model.source.revision,
+            device=self._device.name,
+            precision=fit.choice.precision,
+            lora=fit.choice.lora,
+            four_bit=fit.choice.four_bit,
+            gradient_checkpointing=fit.choice.gradient_checkpointing,
+            sampling_tokens_at_once=fit.sampling,
+            learning_tokens_at_once=fit.learning,
+            sampling_limit=self._limits[0],
+            learning_limit=self._limits[1],
+            parameters=model.shape.parameters,
+            context_length=model.shape.context,
+            free_bytes=self._free(wishes),
+            total_bytes=self._device.total_bytes,
+            estimate=fit.costs.estimate(fit.sampling, fit.learning),
+            considered=tuple(considered),
+        )
 
+    def _names(self, wishes: Wishes) -> tuple[str, ...]:
+        """The models to consider, once it is known that the wishes make sense."""
+        check_trusted(wishes.trusted_code)
+        if not 0 < wishes.share <= 1:
+            raise UsageError(f"a peer's share of the memory is over 0 and at most 1, not {wishes.share}")
+        if wishes.model is None:
+            return self._manifest.models
+        if wishes.model not in self._manifest.models:
+            raise UsageError(
+                f"swarm {self._manifest.name} does not allow model {wishes.model}; it allows "
+                f"{', '.join(self._manifest.models)}"
+            )
+        return (wishes.model,)
 
-def _best(
-    candidate: _Candidate,
-    manifest: Manifest,
-    wishes: Wishes,
-    device: Device,
-    free: int,
-    prompt_tokens: int | None,
-    limits: tuple[int | None, int | None],
-) -> _Fit:
-    """The first way of training that fits, in the order of preference; else the one that needs least."""
-    lengths = _lengths(candidate, manifest, prompt_tokens)
-    fits: list[_Fit] = []
-    for lora in _ways(candidate.shape, wishes):
-        precision = device.precision(lora)
-        forward = candidate.dry.forward(precision, lora, lengths)
-        both: list[_Fit] = []
-        for checkpointing in (False, True):
-            if wishes.gradient_checkpointing in (None, checkpointing):
-                choice = Choice(precision, lora, bool(wishes.four_bit), checkpointing)
-                reference = manifest.learn.beta > 0
-                prices = costs(candidate.shape, forward, choice, lengths, device, reference)
-                both.append(_fit(prices, choice, manifest, lengths, device, free, limits))
-        plain, most = both[0], max(both, key=lambda fit: fit.learning)
-        fit = plain if plain.sampling and plain.learning >= min(_COMFORTABLE, most.learning) else most
-        if not fit.sampling or not fit.learning:
-            fit = min(both, key=lambda fit: fit.needs_bytes)
-        elif not plain.learning or plain.learning >= _COMFORTABLE:
-            pass
-        fits.append(fit)
-        if fit.sampling and fit.learning:
-            return fit
-    return min(fits, key=lambda fit: fit.needs_bytes)
+    def _free(self, wishes: Wishes) -> int:
+        return int(self._device.free_bytes * wishes.share)
 
+    def _best(self, model: DryModel, wishes: Wishes) -> _Fit:
+        """The first way of training that fits, in the order of preference; else the one that needs least."""
+        lengths = self._lengths(model)
+        fits: list[_Fit] = []
+        for lora in _ways(model.shape, wishes):
+            precision = self._device.precision(lora)
+            forward = model.forward(precision, lora, lengths)
+            ways: list[_Fit] = []
+            for checkpointing in (False, True):
+                if wishes.gradient_checkpointing in (None, checkpointing):
+                    choice = Choice(precision, lora, bool(wishes.four_bit), checkpointing)
+                    reference = self._manifest.learn.beta > 0
+                    prices = costs(model.shape, forward, choice, lengths, self._device, reference)
+                    ways.append(self._fit(prices, choice, lengths, self._free(wishes)))
+            plain, roomiest = ways[0], max(ways, key=lambda fit: fit.learning)
+            # Not computing activations twice is worth smaller batches, while they are of some size.
+            fit = plain if plain.learning >= min(_COMFORTABLE, roomiest.learning) else roomiest
+            if fit.has_room:
+                return fit
+            fits += ways
+        return min(fits, key=lambda fit: fit.needs_bytes)
 
-def _fit(
-    prices: Costs,
-    choice: Choice,
-    manifest: Manifest,
-    lengths: Lengths,
-    device: Device,
-    free: int,
-    limits: tuple[int | None, int | None],
-) -> _Fit:
-    """Batches as large as there is room and use for; 0 where not even one row has room."""
-    usable = int(free * (1 - RESERVE))
-    groups = max(stage.max_groups for stage in manifest.stages)
-    sampled = groups * lengths.group_size * lengths.row  # in a stage, at the most
-    learned = manifest.learn.groups_per_step * lengths.group  # in an optimizer step
-    sampling = min(prices.sampling_tokens(usable), _MAX_SAMPLING[device.kind], max(sampled, lengths.row))
-    learning = min(prices.learning_tokens(usable), _MAX_LEARNING[device.kind], max(learned, lengths.row))
-    # A limit is what was halved: it may be less than a row, and the sampler and learner then do one anyway.
-    has_room = sampling >= lengths.row and learning >= lengths.row
-    return _Fit(
-        choice,
-        prices,
-        _least(limits[0], sampling) or 0 if has_room else 0,
-        _least(limits[1], learning) or 0 if has_room else 0,
-        prices.estimate(lengths.row, lengths.row).total,
-    )
+    def _fit(self, prices: Costs, choice: Choice, lengths: Lengths, free: int) -> _Fit:
+        """Batches as large as there is room and use for; 0 where not even one row has room."""
+        usable = int(free * (1 - RESERVE))
+        kind = self._device.kind
+        groups = max(stage.max_groups for stage in self._manifest.stages)
+        sampled = groups * lengths.group_size * lengths.row  # in a stage, at the most
+        learned = self._manifest.learn.groups_per_step * lengths.group  # in an optimizer step
+        sampling = min(prices.sampling_tokens(usable), max(min(_MAX_SAMPLING[kind], sampled), lengths.row))
+        learning = min(prices.learning_tokens(usable), max(min(_MAX_LEARNING[kind], learned), lengths.row))
+        has_room = sampling >= lengths.row and learning >= lengths.row
+        # A limit may be less than a row: the sampler and the learner do one row at a time then.
+        return _Fit(
+            choice,
+            prices,
+            (_least(self._limits[0], sampling) or 1) if has_room else 0,
+            (_least(self._limits[1], learning) or 1) if has_room else 0,
+            prices.estimate(lengths.row, lengths.row).total,
+        )
+
+    def _lengths(self, model: DryModel) -> Lengths:
+        completion = max(stage.max_tokens for stage in self._manifest.stages)
+        context = model.shape.context
+        asked = self._prompt_tokens
+        needed = completion + (_LEAST_PROMPT_TOKENS if asked is None else asked)
+        if context < needed:
+            raise ModelError(
+                f"model {model.source.name} reads {context} tokens, and swarm {self._manifest.name} needs "
+                f"{needed}; choose another of its models"
+            )
+        prompt = min(PROMPT_TOKENS, context - completion) if asked is None else asked
+        return Lengths(prompt, completion, self._manifest.group_size)
+
+    def _refusal(self, model: DryModel, wishes: Wishes) -> str:
+        """Why the model does not fit, and the smallest change that would make it."""
+        now, free = self._best(model, wishes), self._free(wishes)
+        said = (
+            f"model {model.source.name} needs {_gib(_with_reserve(now.needs_bytes))} GiB, {_gib(free)} GiB "
+            f"are free on {self._device.name}"
+        )
+        changes: dict[str, Wishes] = {}
+        if wishes.gradient_checkpointing is False:
+            changes["gradient checkpointing"] = replace(wishes, gradient_checkpointing=None)
+        if wishes.lora is False:
+            changes["--lora"] = replace(wishes, lora=True)
+        if self._device.kind == "cuda" and not wishes.four_bit:
+            changes["--four-bit"] = replace(wishes, lora=True, four_bit=True, gradient_checkpointing=None)
+        changed = {what: self._best(model, wish) for what, wish in changes.items()}
+        for what, fit in changed.items():
+            if fit.has_room:
+                return f"{said}: {what} would fit"
+        if wishes.share < 1 and self._best(model, replace(wishes, share=1.0)).has_room:
+            return f"{said} for this peer: fewer peers on this machine would leave enough"
+        what, least = min({"": now, **changed}.items(), key=lambda one: one[1].needs_bytes)
+        missing = _with_reserve(least.needs_bytes) - free + GIB // 20  # rounding may take as much away
+        return (
+            f"{said}: {_gib(missing)} GiB more must be free{what and f', even with {what}'}; close other "
+            "programs, or use another --device"
+        )
 
 
 def _ways(shape: Shape, wishes: Wishes) -> Sequence[bool]:
@@ -375,66 +416,9 @@ def _ways(shape: Shape, wishes: Wishes) -> Sequence[bool]:
     return (False, True) if shape.parameters <= FULL_PARAMETERS else (True,)
 
 
-def _lengths(candidate: _Candidate, manifest: Manifest, prompt_tokens: int | None) -> Lengths:
-    completion = max(stage.max_tokens for stage in manifest.stages)
-    context = candidate.shape.context
-    needed = completion + (_LEAST_PROMPT_TOKENS if prompt_tokens is None else prompt_tokens)
-    if context < needed:
-        raise ModelError(
-            f"model {candidate.source.name} reads {context} tokens, and swarm {manifest.name} needs {needed}; "
-            "choose another of its models"
-        )
-    prompt = min(PROMPT_TOKENS, context - completion) if prompt_tokens is None else prompt_tokens
-    return Lengths(prompt, completion, manifest.group_size)
-
-
-def _refusal(
-    candidate: _Candidate,
-    manifest: Manifest,
-    wishes: Wishes,
-    device: Device,
-    free: int,
-    prompt_tokens: int | None,
-    limits: tuple[int | None, int | None],
-) -> str:
-    """Why the model does not fit, and the smallest change that would make it."""
-
-    def fit(changed: Wishes) -> _Fit:
-        return _best(candidate, manifest, changed, device, free, prompt_tokens, limits)
-
-    now = fit(wishes)
-    changes: list[tuple[str, Wishes]] = []
-    if wishes.gradient_checkpointing is False:
-        changes.append(("gradient checkpointing", replace(wishes, gradient_checkpointing=None)))
-    if wishes.lora is False:
-        changes.append(("--lora", replace(wishes, lora=True)))
-        changes.append(
-            ("--lora with gradient checkpointing", replace(wishes, lora=True, gradient_checkpointing=None))
-        )
-    if device.kind == "cuda" and not wishes.four_bit:
-        four = replace(wishes, lora=True, four_bit=True, gradient_checkpointing=None)
-        changes.append(("--four-bit" if wishes.lora is not False else "--lora with --four-bit", four))
-    if wishes.share < 1:
-        whole = int(free / wishes.share * (1 - RESERVE))
-        if now.needs_bytes <= whole:
-            return f"{_short(candidate, now, device, free)}: fewer peers on this machine would leave enough"
-    for what, changed in changes:
-        if (better := fit(changed)).sampling and better.learning:
-            return f"{_short(candidate, now, device, free)}: {what} would fit"
-    least = min([now, *(fit(changed) for _, changed in changes)], key=lambda one: one.needs_bytes)
-    missing = _gib(int(least.needs_bytes / (1 - RESERVE)) - free + GIB // 20)
-    what = next((f" with {what}" for what, changed in changes if fit(changed) == least and least != now), "")
-    return (
-        f"{_short(candidate, now, device, free)}: {missing} GiB more must be free{what}; close other programs, "
-        "or use another --device"
-    )
-
-
-def _short(candidate: _Candidate, fit: _Fit, device: Device, free: int) -> str:
-    needed = int(fit.needs_bytes / (1 - RESERVE))
-    return (
-        f"model {candidate.source.name} needs {_gib(needed)} GiB, {_gib(free)} GiB are free on {device.name}"
-    )
+def _with_reserve(size: int) -> int:
+    """What must be free for so many bytes to be used."""
+    return math.ceil(size / (1 - RESERVE))
 
 
 def _check_wishes(saved: Plan, wishes: Wishes, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What a model would take, found out without any memory: it is built and run with tensors that have no content.
+"""What a model would take, found out without memory: it is built and run with tensors that have no content.
 
 torch's fake tensors know their shapes and nothing else. So parameters are counted exactly, and what a forward
 pass keeps for the backward pass is seen rather than guessed, for every architecture that transformers has.
@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import torch
 from msgspec import Struct
 from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from swarm.errors import ModelError

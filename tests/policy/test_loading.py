@@ -20,6 +20,7 @@ from swarm.policy.devices import cgroup_memory, look_at, usable_cores
 from swarm.policy.model import TINY_FOLDER, Policy
 
 REPOSITORY = "some-lab/made-1"
+OWN_CODE = {"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.OwnModel"}
 
 
 @pytest.fixture(scope="module")
@@ -140,9 +141,10 @@ def test_a_hub_model_is_loaded_from_its_cache_without_a_network(tmp_path, made, 
     digest = hashlib.sha256((made / "model.safetensors").read_bytes()).hexdigest()
     # Another, with code of its own, in the same process: importing transformers takes seconds.
     (copied / "own.py").write_text(
-        "from transformers import Qwen2Config\nclass Own(Qwen2Config): pass\nprint('ran')\n"
+        "from transformers import Qwen2Config, Qwen2ForCausalLM\nprint('ran')\n"
+        "class Own(Qwen2Config): pass\nclass OwnModel(Qwen2ForCausalLM): config_class = Own\n"
     )
-    change_json(copied / "config.json", auto_map={"AutoConfig": "own.Own"}, model_type="qwen2")
+    change_json(copied / "config.json", auto_map=OWN_CODE)
     own = "some-lab/own-kind"
     hub_cache(tmp_path, own, copied)
     pinned = f"{REPOSITORY}@{COMMIT}"

@@ -1,0 +1,172 @@
+"""A node's model between rounds, with the real tiny model."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import random
+
+import msgspec
+import pytest
+from small_swarm import small_manifest
+
+from swarm.errors import UsageError
+from swarm.learner.trainer import TrainingGroup
+from swarm.manifest import Manifest
+from swarm.policy.plan import read_plan
+from swarm.records import RoundRecord
+from swarm.settings import Settings
+from swarm.training import Training
+
+RULES = small_manifest("training")
+MANIFEST = msgspec.structs.replace(RULES, learn=msgspec.structs.replace(RULES.learn, learning_rate=3e-3))
+
+
+@pytest.fixture
+def begin(tmp_path):
+    """Makes the node's training, again and again as after a restart."""
+    begun = []
+
+    def make(recorded=(), manifest: Manifest = MANIFEST, **wishes) -> Training:
+        settings = Settings(home=tmp_path, threads=1, **{"trackers": (), "device": "cpu", **wishes})
+        begun.append(Training(settings, manifest, tmp_path / "swarm", "a peer", recorded))
+        return begun[-1]
+
+    yield make
+    for training in begun:
+        training.close()
+
+
+def a_record(number: int) -> RoundRecord:
+    return RoundRecord(
+        round=number,
+        rewards={"answer": 0.5},
+        groups=3,
+        external_groups=1,
+        reward_micros=5,
+        commitment="",
+        state_before="",
+        state_after="",
+    )
+
+
+def learn(training: Training, number: int) -> bytes:
+    """One round's update; the digest of the state after it."""
+    rng = random.Random(number)
+    groups = []
+    for _ in range(4):
+        prompt = training.policy.encode_prompt(f"{rng.randrange(100)}+{rng.randrange(100)}=")
+        completions = [training.policy.encode_completion(str(rng.randrange(200))) for _ in range(4)]
+        groups.append(TrainingGroup(prompt, completions, [1.0, 0.0, 0.0, 0.0]))
+    for _ in range(3):
+        training.learner.update(groups)
+    training.keep(number)
+    return training.learner.state_digest()
+
+
+def sample(training: Training, state) -> list:
+    prompts = [training.policy.encode_prompt(text) for text in ("12+34=", "5-7=")]
+    seeds = [[hashlib.sha256(bytes([j, g])).digest() for g in range(16)] for j in range(2)]
+    return training.sample(state, MANIFEST.stages[0], prompts, seeds, lambda: False)
+
+
+def test_round_is_sampled_with_the_state_that_was_on_the_ledger(begin):
+    training = begin()
+    base = sample(training, training.present_state())
+    initial = training.present_state().digest
+    first = learn(training, 0)
+    # Nothing is on the ledger yet: the base model samples, whatever was learned.
+    assert training.committed_state(1, None).digest == initial
+    assert sample(training, training.committed_state(1, None)) == base
+    on_time = training.committed_state(1, first)
+    assert on_time.weights is None and on_time.digest == first
+    after_one = sample(training, on_time)
+    second = learn(training, 1)
+    late = training.committed_state(2, first)
+    assert late.digest == first
+    assert sample(training, late) == after_one != sample(training, training.present_state())
+    assert training.learner.state_digest() == second  # what was lent is taken back
+
+
+def test_state_that_is_not_kept_is_a_warning_and_the_present_one_samples(begin, caplog):
+    training = begin()
+    learn(training, 0)
+    with caplog.at_level(logging.WARNING, "swarm"):
+        state = training.committed_state(1, b"x" * 32)
+    assert state == training.present_state()
+    assert "is not kept" in caplog.text
+
+
+def test_restart_goes_on_from_the_last_recorded_round(begin):
+    training = begin()
+    first = learn(training, 0)
+    learn(training, 1)  # a life that ended before this round's record
+    assert begin(recorded=[0]).learner.state_digest() == first
+
+
+def test_restart_never_changes_the_model(begin, tmp_path):
+    begin()
+    plan = read_plan(tmp_path / "swarm" / "plan.json")
+    assert (plan.model, plan.lora) == ("tiny", False)
+    with pytest.raises(UsageError, match="afresh") as caught:
+        begin(lora=True)
+    assert "\n" not in str(caught.value)
+    assert begin().present_state() == begin().present_state()
+
+
+def test_adapter_is_trained_where_it_is_asked_for(begin):
+    training = begin(lora=True)
+    assert training.policy.lora
+    state = training.learner.state()
+    assert all("lora" in name for name in state.weights)
+    base = sample(training, training.present_state())
+    learn(training, 0)
+    assert sample(training, training.committed_state(1, None)) == base
+
+
+def test_what_ran_out_of_memory_once_stays_small_after_a_restart(begin):
+    training = begin()
+    training.policy._generator.max_tokens_at_once = 100
+    training.tell(a_record(1), None)
+    again = begin()
+    assert again.policy.max_tokens_at_once == 100
+    assert again.learner.max_tokens_at_once == training.learner.max_tokens_at_once
+
+
+def test_prompts_beyond_the_context_end_the_prefix_and_foreign_ones_are_not_admitted(begin, caplog):
+    training = begin()
+    long = training.policy.encode_prompt("1" * training.policy.context_length)
+    short = training.policy.encode_prompt("12+34=")
+    seeds = [[bytes([g]) * 32 for g in range(4)]] * 3
+    with caplog.at_level(logging.WARNING, "swarm"):
+        groups = training.sample(
+            training.present_state(), MANIFEST.stages[0], [short, long, short], seeds, lambda: False
+        )
+    assert len(groups) == 1
+    assert "prompt too long" in caplog.text
+    completion = training.policy.encode_completion("46")
+    too_long = [completion[0]] * training.policy.context_length
+    flags = training.admits([(short, [completion, too_long, completion]), (long, [completion])], 0)
+    assert flags == [[True, False, True], [False]]
+    likely = training.admits([(short, [completion, training.policy.encode_completion("~")])], 20)
+    assert likely == [[True, False]]
+
+
+def test_curves_are_drawn_and_go_on_after_a_restart(begin, tmp_path):
+    for number in (1, 2):
+        training = begin(trackers=("tensorboard",))
+        training.tell(a_record(number), training.learner.update([]))
+        training.close()
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path / "swarm" / "curves"))
+    events.Reload()
+    assert [(point.step, point.value) for point in events.Scalars("reward/answer")] == [(1, 0.5), (2, 0.5)]
+
+
+def test_model_that_the_swarm_does_not_allow_is_one_line(begin):
+    with pytest.raises(UsageError, match="does not allow") as caught:
+        begin(model="other/model")
+    assert "\n" not in str(caught.value)
+    two = msgspec.structs.replace(MANIFEST, models=("tiny", "nobody/none"))
+    assert begin(manifest=two).policy.name == "tiny"  # the other cannot be had here
