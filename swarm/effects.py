@@ -92,12 +92,13 @@ class TrainingGroup:
 class Screen(Effect[list[tuple[bool, ...]]]):
     """Ask the own model which completions of others it might have said itself.
 
-    The outcome has a flag for every completion of every group: False if it holds a token outside the model's
-    `top_k` likeliest (0: any is inside), or does not fit into the model's context.
+    The outcome is empty if the time is up, else it has a flag for every completion of every group: False if
+    it holds a token outside the model's `top_k` likeliest (0: any is inside), or is too long for its context.
     """
 
     groups: tuple[TrainingGroup, ...]
     top_k: int
+    until: float
 
 
 @dataclass(frozen=True)

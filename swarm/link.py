@@ -161,13 +161,14 @@ class Link:
     def state_before(self, number: int, patience: float) -> bytes | None:
         """The digest of our last state that was on the ledger before round `number` began; None if none was.
 
-        A report that was sent and not seen in a block yet is waited for, at most `patience` seconds.
+        The last round's report, if it was sent and not seen in a block yet, is waited for, at most `patience`
+        seconds.
         """
         give_up = time.monotonic() + patience
+        self._outbox.wake()
         while time.monotonic() < give_up and any(
-            delivery.state == "sent" for delivery in self._deliveries.open()
+            delivery.round == number - 1 and delivery.state == "sent" for delivery in self._deliveries.open()
         ):
-            self._outbox.wake()
             time.sleep(SENT_POLL_SECONDS)
         delivery = self._deliveries.mined_before(number)
         return delivery.report.state_after if delivery else None

@@ -8,7 +8,8 @@
    than audits find it.
 4. Own and external groups by turns, so that whatever fits into the time holds both.
 
-Every other peer's group or completion that was passed over is in `Mixed.skips`, by its leaf, with the reason.
+What of other peers was passed over, up to the last group that was taken, is in `Mixed.skips`, by its leaf,
+with the reason.
 """
 
 from __future__ import annotations
@@ -23,11 +24,14 @@ from swarm.manifest import Learn
 from swarm.verde.commitment import Skip
 
 NO_ADVANTAGE = "no advantage"
+NOT_SCREENED = "no time to look at it"
 FOREIGN = "completion that our model would not have made"
 FOREIGN_GROUP = "no advantage without completions that our model would not have made"
 
-# Screening costs a forward pass: who floods a cell with foreign text has us screen so many times J, no more.
+# Screening costs a forward pass: who floods a cell with foreign text has us screen so many times J, no more,
+# and a few groups at a time, so that it ends in time.
 _SCREENED = 2
+_AT_A_TIME = 8
 
 
 @dataclass(frozen=True)
@@ -44,25 +48,36 @@ class Mixed:
 
 
 async def mix(
-    draw: Draw, reader: bytes, learn: Learn, own: Sequence[TrainingGroup], offered: Sequence[TrainingGroup]
+    draw: Draw,
+    reader: bytes,
+    learn: Learn,
+    own: Sequence[TrainingGroup],
+    offered: Sequence[TrainingGroup],
+    until: float,
 ) -> Mixed:
-    """The batch of `reader` from its own groups and those that others offered, in any order."""
+    """The batch of `reader` from its own groups and those that others offered, in any order.
+
+    `until` (Unix seconds) ends the screening of others' groups: learning needs time too.
+    """
     ours = _ordered(draw, reader, own)[: learn.own_groups]
-    external, skips = await _external(draw, reader, learn, offered)
+    external, skips = await _external(draw, reader, learn, offered, until)
     turns = (group for pair in zip_longest(ours, external) for group in pair if group is not None)
     return Mixed(tuple(turns), tuple(skips))
 
 
 async def _external(
-    draw: Draw, reader: bytes, learn: Learn, offered: Sequence[TrainingGroup]
+    draw: Draw, reader: bytes, learn: Learn, offered: Sequence[TrainingGroup], until: float
 ) -> tuple[list[TrainingGroup], list[Skip]]:
     skips = [Skip(group.digest, NO_ADVANTAGE) for group in offered if not group.informative]
-    waiting = _ordered(draw, reader, offered)[: _SCREENED * learn.external_groups]
+    waiting = _ordered(draw, reader, offered)
     taken: list[TrainingGroup] = []
-    while waiting and len(taken) < learn.external_groups:
-        wanted = learn.external_groups - len(taken)
-        some, waiting = waiting[:wanted], waiting[wanted:]
-        screened = await Screen(tuple(some), learn.external_top_k)
+    left = _SCREENED * learn.external_groups
+    while waiting and left and len(taken) < learn.external_groups:
+        some = waiting[: min(learn.external_groups - len(taken), left, _AT_A_TIME)]
+        screened = await Screen(tuple(some), learn.external_top_k, until)
+        if not screened:
+            break
+        waiting, left = waiting[len(some) :], left - len(some)
         for group, admitted in zip(some, screened, strict=True):
             rest = _only(group, admitted)
             skips += [Skip(leaf, FOREIGN) for leaf in group.leaves if leaf not in rest.leaves]
@@ -70,6 +85,8 @@ async def _external(
                 taken.append(rest)
             else:
                 skips.append(Skip(group.digest, FOREIGN_GROUP))
+    if len(taken) < learn.external_groups:
+        skips += [Skip(group.digest, NOT_SCREENED) for group in waiting]
     return taken, skips
 
 

@@ -6,11 +6,11 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from swarm import effects
 from swarm.effects import Commit, Effect, Gather, Learn, Learned, Publish, Received, Sample, Screen
-from swarm.errors import ExchangeError
+from swarm.errors import ExchangeError, ModelError
 from swarm.exchange.service import Exchange
 from swarm.exchange.wire import Completion
 from swarm.learner.trainer import TrainingGroup, Update
@@ -111,10 +111,9 @@ class Performer:
 
     def _sample(self, effect: Sample) -> list[tuple[Completion, ...]]:
         self._show(effect.stage.name)
-        prompts = [self._policy.encode_prompt(prompt) for prompt in effect.prompts]
         with self._spending("sample"):
             groups = self._training.sample(
-                self._state, effect.stage, prompts, effect.seeds, lambda: self._now() >= effect.until
+                self._state, effect.stage, effect.prompts, effect.seeds, lambda: self._now() >= effect.until
             )
         self.tokens += sum(len(completion) for group in groups for completion in group)
         return [
@@ -162,12 +161,21 @@ class Performer:
 
     def _screen(self, effect: Screen) -> list[tuple[bool, ...]]:
         self._show("learn")
-        groups = [self._training_group(group) for group in effect.groups]
+        if self._now() >= effect.until:
+            return []
+        readable: dict[int, TrainingGroup] = {}
+        for index, group in enumerate(effect.groups):
+            with suppress(ModelError):  # a template that fails on some texts
+                readable[index] = self._training_group(group)
         with self._spending("learn"):
-            flags = self._training.admits(
-                [(group.prompt, group.completions) for group in groups], effect.top_k
+            admitted = self._training.admits(
+                [(group.prompt, group.completions) for group in readable.values()], effect.top_k
             )
-        return [tuple(admitted) for admitted in flags]
+        flags = dict(zip(readable, admitted, strict=True))
+        return [
+            tuple(flags.get(index, [False] * len(group.completions)))
+            for index, group in enumerate(effect.groups)
+        ]
 
     def _learn(self, effect: Learn) -> Learned:
         self._show("learn")

@@ -28,6 +28,8 @@ from swarm.verde.commitment import Commitment, Skip, group_digest, groups_root, 
 
 # The end of each stage that is left for publishing: a group sampled in it would come too late.
 PUBLISH_SHARE = 0.15
+# The beginning of the learn stage in which others' groups may be screened.
+SCREEN_SHARE = 0.25
 # Hashing spreads cells: one of twice the usual size is rare enough that a reader need not take more.
 CROWDED = 2
 
@@ -91,12 +93,18 @@ async def play(rules: RoundRules) -> Played:
         mates.hear(stage, heard)
         begins = stage.ends_at
 
+    learn = rules.manifest.learn
     mixed = await mix(
-        rules.draw, rules.peer, rules.manifest.learn, _own_groups(rules, own), _offered(rules, mates)
+        rules.draw,
+        rules.peer,
+        learn,
+        _own_groups(rules, own),
+        _offered(rules, mates),
+        until=rules.at(begins + SCREEN_SHARE * (learn.ends_at - begins)),
     )
     if mixed.foreign:
         mates.dropped[FOREIGN] += mixed.foreign
-    learned = await Learn(mixed.batch, until=rules.at(rules.manifest.learn.ends_at))
+    learned = await Learn(mixed.batch, until=rules.at(learn.ends_at))
     used, left = mixed.batch[: learned.taken], mixed.batch[learned.taken :]
     skips = (*mixed.skips, *(Skip(group.digest, "no time") for group in left if not group.own))
 

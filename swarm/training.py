@@ -105,7 +105,7 @@ class Training:
             folder,
         )
         self.learner.max_tokens_at_once = plan.learning_tokens_at_once
-        self.base = base_digest(plan.model, plan.revision)
+        self.base = base_digest(plan.model, plan.revision, settings.trusted_code)
         self._team.wait_until_ready()
 
     def _hub_push(self, settings: Settings, folder: Path) -> HubPush | None:
@@ -168,34 +168,47 @@ class Training:
         self,
         state: SamplingState,
         stage: Stage,
-        prompts: Sequence[list[int]],
+        prompts: Sequence[str],
         seeds: Sequence[Sequence[bytes]],
         until: Callable[[], bool],
     ) -> list[list[list[int]]]:
         """Completions `[group][completion][token]` of a prefix of the prompts, all that fit before `until`.
 
-        A prompt too long for the model's context ends the prefix: questions are answered without gaps.
+        A prompt that the model cannot read ends the prefix: questions are answered without gaps.
         """
-        limit = self.policy.context_length - stage.max_tokens
-        fitting = next((j for j, prompt in enumerate(prompts) if len(prompt) > limit), len(prompts))
-        if fitting < len(prompts):
-            log.warning(
-                "prompt too long for the model stage=%s tokens=%d limit=%d: it and later ones are left out",
-                stage.name,
-                len(prompts[fitting]),
-                limit,
-            )
-        if not fitting:
+        encoded = self._readable(stage, prompts)
+        if not encoded:
             return []
         with self.learner.with_weights(state.weights):
             return self._team.sample(
                 self.learner,
-                prompts[:fitting],
-                seeds[:fitting],
+                encoded,
+                seeds[: len(encoded)],
                 max_tokens=stage.max_tokens,
                 sampling=self._manifest.sampling,
                 until=until,
             )
+
+    def _readable(self, stage: Stage, prompts: Sequence[str]) -> list[list[int]]:
+        """The prompts in tokens, up to the first that the model cannot read with a completion after it."""
+        limit = self.policy.context_length - stage.max_tokens
+        encoded: list[list[int]] = []
+        for prompt in prompts:
+            try:
+                tokens = self.policy.encode_prompt(prompt)
+            except ModelError as error:  # a template that fails on some texts
+                log.warning("prompt and later ones left out stage=%s error=%r", stage.name, str(error))
+                break
+            if len(tokens) > limit:
+                log.warning(
+                    "prompt too long for the model, it and later ones left out stage=%s tokens=%d limit=%d",
+                    stage.name,
+                    len(tokens),
+                    limit,
+                )
+                break
+            encoded.append(tokens)
+        return encoded
 
     def admits(self, groups: Sequence[tuple[list[int], list[list[int]]]], top_k: int) -> list[list[bool]]:
         """For each prompt's completions, whether our model could have made them.

@@ -48,6 +48,7 @@ class SimulatedPeer:
     peer: bytes
     skill: float = 0.5
     groups_in_time: int = 1000
+    screens_in_time: int = 1000
     foreign: Callable[[str], bool] = lambda text: False  # what its model would not have said itself
     forge: Callable[[Publish], list[Publish]] = lambda publish: [publish]  # what a dishonest one publishes
     published: dict[int, Publish] = field(default_factory=dict)
@@ -107,6 +108,8 @@ def _perform(peer: SimulatedPeer, effect: Effect, draw: Draw, manifest: Manifest
                 peer.published[publish.announcement.stage] = publish
             return None
         case Screen():
+            if peer.screened >= peer.screens_in_time:
+                return []
             peer.screened += len(effect.groups)
             return [
                 tuple(

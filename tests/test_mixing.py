@@ -8,7 +8,7 @@ from simulation import MANIFEST, SimulatedPeer, peer_id, play_round
 
 from swarm.effects import TrainingGroup
 from swarm.manifest import Manifest
-from swarm.mixing import FOREIGN, FOREIGN_GROUP, NO_ADVANTAGE
+from swarm.mixing import FOREIGN, FOREIGN_GROUP, NO_ADVANTAGE, NOT_SCREENED
 from swarm.verde.commitment import Commitment
 
 
@@ -85,6 +85,25 @@ def test_flood_of_foreign_text_costs_a_bounded_number_of_looks():
     assert played[peers[0].peer].external_groups == 0
     assert peers[0].screened == 2 * MANIFEST.learn.external_groups
     assert peers[0].batch  # own groups are there
+
+
+@pytest.mark.parametrize("options", [{"foreign": lambda text: True}, {"screens_in_time": 0}])
+def test_every_group_that_was_not_even_looked_at_is_named_where_more_were_wanted(options):
+    peers = [SimulatedPeer(peer_id(0), **options), *some_peers(6)[1:]]
+    play_round(peers)
+    reader = peers[0]
+    offered = 5 * MANIFEST.stages[0].max_groups
+    named = [skips(reader, reason) for reason in (NO_ADVANTAGE, FOREIGN_GROUP, NOT_SCREENED)]
+    assert len({leaf for leaves in named for leaf in leaves}) == sum(map(len, named)) == offered
+    assert len(skips(reader, NOT_SCREENED)) > 0
+    assert not external(reader)
+
+
+def test_time_that_runs_out_leaves_what_was_screened_before():
+    manifest = learning(external_groups=20)
+    peers = [SimulatedPeer(peer_id(0), screens_in_time=8), *some_peers(6)[1:]]
+    play_round(peers, manifest=manifest)
+    assert len(external(peers[0])) == 8
 
 
 def test_without_the_filter_nothing_is_left_out():

@@ -8,9 +8,10 @@ import random
 
 import msgspec
 import pytest
+import torch
 from small_swarm import small_manifest
 
-from swarm.errors import UsageError
+from swarm.errors import ModelError, UsageError
 from swarm.learner.trainer import TrainingGroup
 from swarm.manifest import Manifest
 from swarm.policy.plan import read_plan
@@ -65,7 +66,7 @@ def learn(training: Training, number: int) -> bytes:
 
 
 def sample(training: Training, state) -> list:
-    prompts = [training.policy.encode_prompt(text) for text in ("12+34=", "5-7=")]
+    prompts = ["12+34=", "5-7="]
     seeds = [[hashlib.sha256(bytes([j, g])).digest() for g in range(16)] for j in range(2)]
     return training.sample(state, MANIFEST.stages[0], prompts, seeds, lambda: False)
 
@@ -135,13 +136,11 @@ def test_what_ran_out_of_memory_once_stays_small_after_a_restart(begin):
 
 def test_prompts_beyond_the_context_end_the_prefix_and_foreign_ones_are_not_admitted(begin, caplog):
     training = begin()
-    long = training.policy.encode_prompt("1" * training.policy.context_length)
-    short = training.policy.encode_prompt("12+34=")
+    texts = ["12+34=", "1" * training.policy.context_length, "12+34="]
+    short, long, _ = map(training.policy.encode_prompt, texts)
     seeds = [[bytes([g]) * 32 for g in range(4)]] * 3
     with caplog.at_level(logging.WARNING, "swarm"):
-        groups = training.sample(
-            training.present_state(), MANIFEST.stages[0], [short, long, short], seeds, lambda: False
-        )
+        groups = training.sample(training.present_state(), MANIFEST.stages[0], texts, seeds, lambda: False)
     assert len(groups) == 1
     assert "prompt too long" in caplog.text
     completion = training.policy.encode_completion("46")
@@ -150,6 +149,46 @@ def test_prompts_beyond_the_context_end_the_prefix_and_foreign_ones_are_not_admi
     assert flags == [[True, False, True], [False]]
     likely = training.admits([(short, [completion, training.policy.encode_completion("~")])], 20)
     assert likely == [[True, False]]
+
+
+def test_text_that_the_template_cannot_take_costs_no_more_than_its_group(begin, caplog):
+    training = begin()
+    tokenizer = training.policy.encoding.tokenizer
+    tokenizer.chat_template = (
+        "{% if '7' in messages[0]['content'] %}{{ raise_exception('no sevens') }}{% endif %}"
+        + tokenizer.chat_template
+    )
+    seeds = [[bytes([g]) * 32 for g in range(4)]] * 3
+    with caplog.at_level(logging.WARNING, "swarm"):
+        groups = training.sample(
+            training.present_state(), MANIFEST.stages[0], ["1+2=", "3+7=", "5+5="], seeds, lambda: False
+        )
+    assert len(groups) == 1
+    assert "no sevens" in caplog.text
+
+
+def test_screening_goes_on_in_smaller_batches_where_memory_runs_out(begin, monkeypatch):
+    training = begin()
+    policy = training.policy
+    groups = [
+        (policy.encode_prompt(f"{n}+5="), [policy.encode_completion(str(n + k)) for k in range(4)])
+        for n in range(3)
+    ]
+    expected = training.admits(groups, 3)
+    forward, most = policy.model.forward, 5
+
+    def within(*arguments, **options):
+        if len(options.get("input_ids", arguments[0] if arguments else ())) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(*arguments, **options)
+
+    monkeypatch.setattr(policy.model, "forward", within)
+    before = policy.max_tokens_at_once
+    assert training.admits(groups, 3) == expected
+    assert policy.max_tokens_at_once < before
+    most = 0
+    with pytest.raises(ModelError, match="memory"):
+        training.admits(groups, 3)
 
 
 def test_curves_are_drawn_and_go_on_after_a_restart(begin, tmp_path):

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -31,6 +32,7 @@ STATES_KEPT = 16  # A of DESIGN.md, section 7: auditors may ask for the states o
 _LEAST_KEPT = 2  # on a full disk: the newest, and the one before in case the newest is damaged
 _FORMAT = "swarm-state/2"
 _INITIAL = "initial"
+_UNFINISHED = ".unfinished-"
 _WEIGHTS, _OPTIMIZER = "weights.safetensors", "optimizer.safetensors"
 _DIGEST = "digest"  # the state's, in the metadata of both files
 
@@ -77,14 +79,15 @@ class Checkpoints:
         self._keep = keep
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            for unfinished in folder.glob(".*"):
+            for unfinished in folder.glob(f"{_UNFINISHED}*"):
                 shutil.rmtree(unfinished)
         except OSError as error:
             raise ModelError(f"cannot use {folder}: {error.strerror}") from error
 
     def rounds(self) -> list[int]:
         """The rounds after which there is a state, newest first."""
-        return sorted((int(path.name) for path in self._folder.glob("[0-9]*")), reverse=True)
+        names = (path.name for path in self._folder.iterdir() if path.is_dir())
+        return sorted((int(name) for name in names if re.fullmatch(r"[0-9]{8,}", name)), reverse=True)
 
     def save(self, state: LearnerState, number: int | None) -> None:
         """Keep the state after round `number` (None: before the first), durably; the oldest beyond `keep` go.
@@ -92,10 +95,10 @@ class Checkpoints:
         Where the disk has no room, older states go first. `ModelError` if it cannot be written even so.
         """
         name = _INITIAL if number is None else f"{number:08d}"
-        self._make_room(state.size_bytes)
         unfinished = None
         try:
-            unfinished = Path(tempfile.mkdtemp(dir=self._folder, prefix="."))
+            self._make_room(state.size_bytes)
+            unfinished = Path(tempfile.mkdtemp(dir=self._folder, prefix=_UNFINISHED))
             _write(state, unfinished)
             place = self._folder / name
             if place.exists():  # a round that is played again after a crash before its report
@@ -151,7 +154,7 @@ class Checkpoints:
 
 
 def _write(state: LearnerState, folder: Path) -> None:
-    metadata = {"format": _FORMAT, _DIGEST: state.digest.hex()}
+    metadata = {_DIGEST: state.digest.hex()}  # of two entries the file's order would be a matter of chance
     for name, tensors in ((_WEIGHTS, state.weights), (_OPTIMIZER, state.optimizer)):
         plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         save_file(plain, folder / name, metadata=metadata)

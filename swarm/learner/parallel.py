@@ -18,6 +18,7 @@ import contextlib
 import logging
 import os
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -271,6 +272,10 @@ class _HelperProcess:
     def __init__(self, start: Start, memory: int, gpu: str | None) -> None:
         self.rank = start.rank
         ours, theirs = socket.socketpair()
+        # A helper that hangs does not read: a message larger than the socket's buffer must not wait for ever.
+        limit = struct.pack("@ll", int(LEAST_PATIENCE_SECONDS), 0)
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
         with theirs, (Path(start.recipe.work_dir) / f"helper-{start.rank}.log").open("wb") as output:
             # A session of its own: Ctrl-C in the terminal is for the node, which then lets its helpers go.
             # Its standard input is never written to: by its end a helper sees that the node is dead.

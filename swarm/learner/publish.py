@@ -169,7 +169,10 @@ class HubPush:
 
 
 def write_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """The weights, or only the adapter of a PEFT model, and the tokenizer, for `from_pretrained`."""
+    """The weights, or only the adapter of a PEFT model, and the tokenizer, for `from_pretrained`.
+
+    `OSError` or `SafetensorError` if they cannot be written.
+    """
     from transformers.utils import logging as transformers_logging
 
     options: dict[str, bool] = {}
@@ -180,7 +183,10 @@ def write_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fold
     transformers_logging.disable_progress_bar()
     try:
         model.save_pretrained(str(folder), **options)
-        tokenizer.save_pretrained(str(folder))
+        try:
+            tokenizer.save_pretrained(str(folder))
+        except Exception as error:  # tokenizers raises nothing narrower on a full disk
+            raise OSError(f"tokenizer not written: {error}") from error
     finally:
         if bars:
             transformers_logging.enable_progress_bar()

@@ -210,7 +210,8 @@ class Learner:
         if weights is None:
             yield
             return
-        own = {name: tensor.detach().clone() for name, tensor in self._trained.items()}
+        # Put aside in main memory: on the device the plan has no room for a second copy.
+        own = {name: tensor.detach().to("cpu", copy=True) for name, tensor in self._trained.items()}
         if _shapes(weights) != _shapes(own):
             raise ModelError(f"the weights are not of model {self.policy.name}")
         try:

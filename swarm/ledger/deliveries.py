@@ -21,7 +21,7 @@ from swarm.ledger.records import Report
 State = Literal["queued", "sent", "mined", "failed"]
 
 # All or nothing, so that a reader who comes too early sees version 0 and no half of it.
-_SCHEMA_VERSION = 1
+_SCHEMA_VERSION = 2
 _SCHEMA = f"""
 BEGIN;
 CREATE TABLE IF NOT EXISTS deliveries (
@@ -150,8 +150,8 @@ class Deliveries:
     def mined(self, number: int, tx: str | None, *, late_rounds: int, block: int) -> None:
         """The report is on the ledger."""
         self._change(
-            "UPDATE deliveries SET state = 'mined', tx = coalesce(?, tx), late_rounds = ?, block = ?, watched = 1, "
-            "error = NULL WHERE round = ?",
+            "UPDATE deliveries SET state = 'mined', tx = coalesce(?, tx), late_rounds = ?, block = ?, "
+            "watched = 1, error = NULL WHERE round = ?",
             [(tx, late_rounds, block, number)],
         )
 

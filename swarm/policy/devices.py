@@ -22,6 +22,12 @@ DTYPES: dict[Precision, torch.dtype] = {
     "bf16": torch.bfloat16,
     "fp16": torch.float16,
 }
+_OUT_OF_MEMORY = (
+    "out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "can't allocate memory",
+    "not enough memory",
+)
 _CGROUPS = Path("/sys/fs/cgroup")
 _OWN_CGROUP = Path("/proc/self/cgroup")
 # cgroup v1 writes "no limit" as a number of this order.
@@ -88,20 +94,18 @@ def look_at(wish: str = "auto") -> Device:
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """CUDA has an exception for it; the CPU's allocator raises a plain RuntimeError (two wordings)."""
+    """CUDA has an exception for it; Metal, cuBLAS and the CPU's allocator raise a plain RuntimeError."""
     said = str(error)
-    return (
-        isinstance(error, torch.OutOfMemoryError)
-        or "can't allocate memory" in said
-        or "not enough memory" in said
-    )
+    return isinstance(error, torch.OutOfMemoryError) or any(words in said for words in _OUT_OF_MEMORY)
 
 
 def free_memory() -> None:
-    """Give back what a failed attempt held; to be called when its exception, which holds it too, is gone."""
+    """Give back what a failed attempt held, to be called when its exception is gone: that holds it too."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+    if torch.backends.mps.is_available():
+        torch.mps.empty_cache()
 
 
 def cgroup_memory(root: Path = _CGROUPS, own: Path = _OWN_CGROUP) -> tuple[int, int] | None:

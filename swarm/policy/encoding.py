@@ -12,6 +12,7 @@ from swarm.errors import ModelError
 # What a template, which is a stranger's program, can raise while it renders or is compiled.
 _TEMPLATE_ERRORS = (
     TemplateError,
+    MemoryError,
     TypeError,
     ValueError,
     LookupError,

@@ -68,8 +68,8 @@ class Generator:
         A completion ends in one of `encoding.ends`, or has `max_tokens` tokens. `until` is asked between
         chunks of whole groups whether to stop (True: the deadline has come); the groups done so far are
         returned, at least one. A group larger than `max_tokens_at_once` is sampled in several passes of at
-        least one row. Where memory runs out that number is halved, for good; `ModelError` if there is not even
-        enough for one row.
+        least one row. Where memory runs out that number is halved, for good; `ModelError` if there is not
+        even enough for one row.
 
         What a seed yields does not depend on what else is in the batch, its order or its padding, but for
         rounding: logits differ in their last bits with the batch's shape, and two tokens that are perturbed

@@ -67,7 +67,7 @@ _INDEX = "model.safetensors.index.json"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _MAX_NUMBER = 2**32  # in a config.json; a vocabulary or a context is below it
 _MAX_LAYERS = 1024  # modules are Python objects: a billion of them would fill the memory without a weight
-_LAYER_NAMES = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+_LAYER_NAME = re.compile(r"(^|_)layers?$")  # num_hidden_layers, n_layer, decoder_layers …
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _IMPLEMENTATIONS = (
@@ -407,9 +407,9 @@ def _check_numbers(name: str, config: dict[str, Any]) -> None:
         for key, value in node.items():
             if isinstance(value, int | float) and abs(value) > _MAX_NUMBER:
                 raise ModelError(f"config.json of model {name} has {key} = {value:.3g}, which cannot be")
-            if key in _LAYER_NAMES and isinstance(value, int) and not 0 < value <= _MAX_LAYERS:
+            if _LAYER_NAME.search(key) and isinstance(value, int) and not 0 <= value <= _MAX_LAYERS:
                 raise ModelError(
-                    f"config.json of model {name} has {key} = {value}; 1 to {_MAX_LAYERS} can be"
+                    f"config.json of model {name} has {key} = {value}; at most {_MAX_LAYERS} can be"
                 )
 
 

@@ -28,8 +28,8 @@ _COPIED_WEIGHTS_BYTES = 256 * MIB
 _OVERHEAD_BYTES = {"cuda": 512 * MIB, "mps": 256 * MIB, "cpu": 128 * MIB}
 # Of what is allocated and freed all the time; the CPU's from `benchmarks/memory_plan.py`.
 _FRAGMENTATION = {"cuda": 1.05, "mps": 1.05, "cpu": 1.15}
-# Where prompts cannot be shared, TRL's head makes logits of all tokens, a part of the vocabulary at a time; but
-# for CUDA's fused kernel, in so many fp32 copies (measured there too).
+# Where prompts cannot be shared, TRL's head makes logits of all tokens, a part of the words at a time, in
+# so many fp32 copies (measured there too) but for CUDA's fused kernel.
 _TRL_VOCABULARY_CHUNK = 32_768
 _TRL_HEAD_COPIES = 8
 

@@ -11,7 +11,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from swarm.errors import ModelError
 from swarm.manifest import Sampling
 from swarm.policy import loading
-from swarm.policy.devices import DTYPES, Precision, usable_cores
+from swarm.policy.devices import DTYPES, Precision, free_memory, is_out_of_memory, usable_cores
 from swarm.policy.encoding import Encoding
 from swarm.policy.generation import Generator
 from swarm.policy.loading import TINY_FOLDER
@@ -156,8 +156,21 @@ class Policy:
     ) -> list[list[bool]]:
         """For each (prompt, completions): which hold only tokens, EOS too, of the model's k likeliest.
 
-        What the learn stage screens others' groups with; k 0: all. Many groups at once are read as one batch.
+        What the learn stage screens others' groups with; k 0: all. Many groups at once are read as one batch,
+        in smaller ones where memory runs out.
         """
         lower = self.precision != "fp32"
-        with torch.autocast(self.device.type, DTYPES[self.precision] if lower else None, enabled=lower):
-            return within_top_k(self.model, groups, k, max_tokens_at_once=self._generator.max_tokens_at_once)
+        while True:
+            bound = self._generator.max_tokens_at_once
+            try:
+                with torch.autocast(
+                    self.device.type, DTYPES[self.precision] if lower else None, enabled=lower
+                ):
+                    return within_top_k(self.model, groups, k, max_tokens_at_once=bound)
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                if bound == 1:
+                    raise ModelError("not enough memory to read one completion of others") from error
+            free_memory()
+            self._generator.max_tokens_at_once = max(1, bound // 2)

@@ -12,10 +12,10 @@ import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 from msgspec.structs import replace
 from rich.table import Table
 
@@ -36,6 +36,9 @@ _MAX_LEARNING = {"cuda": 65_536, "mps": 16_384, "cpu": 16_384}
 _COMFORTABLE = (
     2048  # learning tokens at once; below them checkpointing's third forward pass is worth its time
 )
+
+
+Positive = Annotated[int, Meta(ge=1)]
 
 
 class Wishes(Struct, frozen=True):
@@ -70,11 +73,11 @@ class Plan(Struct, frozen=True, kw_only=True):
     lora: bool
     four_bit: bool
     gradient_checkpointing: bool
-    sampling_tokens_at_once: int
-    learning_tokens_at_once: int
+    sampling_tokens_at_once: Positive
+    learning_tokens_at_once: Positive
     # What ran out of memory once: later plans stay at or below.
-    sampling_limit: int | None = None
-    learning_limit: int | None = None
+    sampling_limit: Positive | None = None
+    learning_limit: Positive | None = None
     parameters: int
     context_length: int
     free_bytes: int  # when it was made, this peer's share
@@ -137,9 +140,12 @@ def load_or_make_plan(
     else:
         _check_wishes(saved, wishes, path)
         kept = replace(wishes, model=saved.model, lora=saved.lora, four_bit=saved.four_bit)
+        found = device or look_at(wishes.device)
+        # At a restart the other peers hold their shares already: what is free may all be this one's.
+        mine = min(int(found.free_bytes / wishes.share), found.total_bytes)
         planner = _Planner(
             manifest,
-            device or look_at(wishes.device),
+            replace(found, free_bytes=mine),
             prompt_tokens,
             limits=(saved.sampling_limit, saved.learning_limit),
             revision=saved.revision,

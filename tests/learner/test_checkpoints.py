@@ -77,10 +77,20 @@ def test_digest_sees_every_tensor_name_type_shape_and_bit():
 
 
 def test_what_an_interrupted_write_left_is_removed(tmp_path):
-    (tmp_path / ".half").mkdir()
-    (tmp_path / ".half" / "weights.safetensors").write_bytes(b"half")
+    (tmp_path / ".unfinished-x").mkdir()
+    (tmp_path / ".unfinished-x" / "weights.safetensors").write_bytes(b"half")
     checkpoints = Checkpoints(tmp_path)
     assert checkpoints.rounds() == [] and list(tmp_path.iterdir()) == []
+
+
+def test_what_others_put_there_is_left_alone(tmp_path):
+    (tmp_path / ".DS_Store").write_bytes(b"")
+    (tmp_path / "00000003.bak").mkdir()
+    (tmp_path / "00000004").write_bytes(b"a file")
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(a_state(1), 5)
+    assert checkpoints.rounds() == [5]
+    assert len(list(tmp_path.iterdir())) == 4
 
 
 @pytest.mark.parametrize("content", [b"", b"not a state", None])

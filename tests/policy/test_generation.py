@@ -9,6 +9,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
+from swarm.errors import ModelError
 from swarm.manifest import Sampling
 from swarm.policy import llama
 from swarm.policy.decoder import ModelRows
@@ -179,9 +180,36 @@ def test_a_batch_keeps_to_its_tokens(by_hand, monkeypatch):
     sizes.clear()
     assert generator.sample(prompts, seeds, **options) == whole
     assert max(sizes) <= 50
+    generator.max_tokens_at_once = 1  # a row at least
     sizes.clear()
-    assert generator.sample(prompts, seeds, **options, max_tokens_at_once=1) == whole  # a row at least
+    assert generator.sample(prompts, seeds, **options) == whole
     assert set(sizes) == {16}
+
+
+@pytest.mark.parametrize("by_hand", [True, False])
+def test_memory_that_runs_out_halves_the_batch_and_changes_no_token(by_hand, monkeypatch, caplog):
+    model, prompts, seeds = make("qwen3"), prompts_of(7, 9, 8), seeds_for(3, 8)
+    options = {"max_tokens": 6, "sampling": Sampling()}
+    whole = generator_of(model).sample(prompts, seeds, **options)
+    generator = generator_of(model, by_hand=by_hand)
+    complete, largest = generator._complete, 5
+
+    def within(rows, row_seeds, *rest):
+        if len(row_seeds) > largest:
+            raise RuntimeError("MPS backend out of memory (MPS allocated: 9 GB)")
+        return complete(rows, row_seeds, *rest)
+
+    monkeypatch.setattr(generator, "_complete", within)
+    before = generator.max_tokens_at_once
+    assert generator.sample(prompts, seeds, **options) == whole
+    assert generator.max_tokens_at_once < min(before, (largest + 1) * 15)
+    assert "out of memory while sampling" in caplog.text
+    largest = 0
+    with pytest.raises(ModelError, match="one completion"):
+        generator.sample(prompts, seeds, **options)
+    monkeypatch.setattr(generator, "_complete", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        generator.sample(prompts, seeds, **options)
 
 
 def test_finished_rows_leave_the_batch(monkeypatch):

@@ -210,7 +210,13 @@ def test_a_broken_description_is_one_line(copied, text):
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("hidden_size", 10**12), ("num_hidden_layers", 10**6), ("num_hidden_layers", -1), ("vocab_size", 1e300)],
+    [
+        ("hidden_size", 10**12),
+        ("num_hidden_layers", 10**6),
+        ("num_hidden_layers", -1),
+        ("decoder_layers", 10**6),
+        ("vocab_size", 1e300),
+    ],
 )
 def test_absurd_dimensions_are_refused(copied, key, value):
     change_json(copied / "config.json", **{key: value})

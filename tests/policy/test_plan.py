@@ -183,6 +183,17 @@ def test_peers_that_share_a_machine_plan_for_their_share(models):
         make_plan(manifest(models[1]), Wishes(share=0), device=cpu(16))
 
 
+def test_a_peer_that_starts_again_beside_others_that_hold_their_shares_is_not_refused(models, tmp_path):
+    share, path = Wishes(share=1 / 8), tmp_path / "plan.json"
+    first = load_or_make_plan(path, manifest(models[0]), share, device=cpu(16))
+    with pytest.raises(ModelError, match="fewer peers"):
+        make_plan(manifest(models[0]), share, device=cpu(2))
+    beside = Device("cpu", 2 * GIB, 16 * GIB)
+    again = load_or_make_plan(path, manifest(models[0]), share, device=beside)
+    assert again.model == first.model
+    assert again.free_bytes <= first.free_bytes
+
+
 def test_a_wished_model_must_be_allowed_and_is_taken(models):
     assert make_plan(manifest(*models), Wishes(model=models[0]), device=cpu(100)).model == models[0]
     with pytest.raises(UsageError, match="does not allow model elsewhere/other"):
