@@ -22,15 +22,15 @@ from types import SimpleNamespace
 
 import torch
 from datasets import Dataset
+from small_model import VOCABULARY, small_config
 from tokenizers import Tokenizer, models
-from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 from trl import GRPOConfig, GRPOTrainer
 
 from swarm.manifest import Sampling
 from swarm.policy import sampling
 from swarm.policy.generation import Generator
 
-VOCABULARY = 2_048
 END = VOCABULARY  # beyond what the model can say
 PROMPTS, GROUP_SIZE, MAX_TOKENS = 4, 8, 64
 ROWS = PROMPTS * GROUP_SIZE
@@ -39,21 +39,7 @@ ROWS = PROMPTS * GROUP_SIZE
 def make_model() -> Qwen3ForCausalLM:
     """The model of DESIGN.md, section 10."""
     torch.manual_seed(0)
-    config = Qwen3Config(
-        vocab_size=VOCABULARY,
-        hidden_size=128,
-        intermediate_size=384,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=32,
-        max_position_embeddings=1_024,
-        tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=END,
-        pad_token_id=0,
-    )
-    return Qwen3ForCausalLM(config).eval()
+    return Qwen3ForCausalLM(small_config(eos_token_id=END, pad_token_id=0)).eval()
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:

@@ -31,10 +31,11 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import psutil
 import torch
 from datasets import Dataset
+from small_model import VOCABULARY, small_config
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, PrinterCallback, Qwen3Config
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, PrinterCallback
 from transformers.utils import logging as transformers_logging
 from trl import GRPOConfig, GRPOTrainer
 
@@ -45,7 +46,6 @@ from swarm.manifest import Learn, Sampling
 from swarm.policy.model import Policy
 
 THREADS = 2
-VOCABULARY = 2_048
 WORDS = VOCABULARY - 2  # and an end and padding
 PROMPTS, COMPLETIONS, TOKENS = 4, 8, 64
 PROMPT_LENGTHS = (64, 256)
@@ -56,20 +56,7 @@ HEAD_VOCABULARY, HEAD_TOKENS, HEAD_HIDDEN = 32_768, 4_096, (128, 256, 512)
 def make_model(folder: Path) -> None:
     """Write a model with random weights, and a tokenizer whose words are `w0`, `w1`, …"""
     torch.manual_seed(0)
-    config = Qwen3Config(
-        vocab_size=VOCABULARY,
-        hidden_size=128,
-        intermediate_size=384,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=32,
-        max_position_embeddings=1024,
-        tie_word_embeddings=True,
-        eos_token_id=WORDS,
-        pad_token_id=WORDS + 1,
-        bos_token_id=None,
-    )
+    config = small_config(eos_token_id=WORDS, pad_token_id=WORDS + 1)
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     names = [f"w{index}" for index in range(WORDS)]
     names[:2] = ["1+1=", "2+2="]  # what a template is tried out on
