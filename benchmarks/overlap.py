@@ -34,7 +34,7 @@ class Worker:
         torch.set_num_threads(threads)
         self.policy = Policy.load(model, threads=threads)
         with tempfile.TemporaryDirectory() as folder:
-            self.learner = Learner(self.policy, LEARN, GROUP_SIZE, 1.0, MAX_TOKENS, 1, Path(folder))
+            self.learner = Learner(self.policy, LEARN, GROUP_SIZE, 1.0, MAX_TOKENS, Path(folder))
         self.prompts = [self.policy.encode_prompt(f"{j}+{2 * j}=") for j in range(GROUPS)]
         self.seeds = [
             [hashlib.sha256(f"{j}-{g}".encode()).digest() for g in range(GROUP_SIZE)] for j in range(GROUPS)
