@@ -179,21 +179,19 @@ class Performer:
 
     def _learn(self, effect: Learn) -> Learned:
         self._show("learn")
-        learner = self._training.learner
-        before = learner.state_digest()
+        before = self._training.present_state().digest
         batch = effect.batch[: self._pace.fitting(effect.until - self._now())]
         groups = [self._training_group(group) for group in batch]
-        with self._spending("learn"):
-            self.update = learner.update(groups)
+        self.update = self._training.update(groups, self._rules.round)
+        self._spent["learn"] += self.update.seconds  # what it takes to keep the state is overhead
         self._pace.measured(len(batch), self.update.seconds)
-        self._training.keep(self._rules.round)
         log.debug("learned update=%s", self.update)
         return Learned(
             taken=len(batch),
             base=self._training.base,
             sampled_with=self._state.digest,
             state_before=before,
-            state_after=learner.state_digest(),
+            state_after=self._training.present_state().digest,
         )
 
     def _training_group(self, group: effects.TrainingGroup) -> TrainingGroup:

@@ -16,7 +16,7 @@ from swarm.learner.parallel import Team
 from swarm.learner.parallel_learner import ParallelLearner
 from swarm.learner.publish import HubPush, write_model
 from swarm.learner.trackers import Trackers
-from swarm.learner.trainer import Update
+from swarm.learner.trainer import TrainingGroup, Update
 from swarm.manifest import Manifest, Stage
 from swarm.policy.loading import base_digest
 from swarm.policy.model import Policy
@@ -128,19 +128,27 @@ class Training:
                 log.warning("checkpoint of an unfinished round is passed over round=%d", number)
                 continue
             try:
-                self.learner.restore(self._checkpoints.load(number))
+                state = self._checkpoints.load(number)
+                self.learner.restore(state)
             except ModelError as error:
                 log.warning("checkpoint unreadable error=%r", str(error))
                 continue
+            self._digest = state.digest
             log.info("resumed after round=%d", number)
             return
-        self.keep(None)
+        self._keep(None)
 
     # A round
 
+    def update(self, groups: Sequence[TrainingGroup], number: int) -> Update:
+        """Round `number`'s update; the state after it is kept."""
+        update = self.learner.update(groups)
+        self._keep(number)
+        return update
+
     def present_state(self) -> SamplingState:
         """The learner's state as it is."""
-        return SamplingState(self.learner.state_digest())
+        return SamplingState(self._digest)
 
     def committed_state(self, number: int, committed: bytes | None) -> SamplingState:
         """What to sample round `number` with: the state that was on the ledger before its beacon.
@@ -230,10 +238,12 @@ class Training:
             for short, flags in zip(fits, likely, strict=True)
         ]
 
-    def keep(self, number: int | None) -> None:
+    def _keep(self, number: int | None) -> None:
         """Keep the state after a round (None: before the first); a full disk costs this, not the round."""
+        state = self.learner.state()
+        self._digest = state.digest  # once a round: hashing a large state takes seconds
         try:
-            self._checkpoints.save(self.learner.state(), number)
+            self._checkpoints.save(state, number)
         except ModelError as error:
             log.error("checkpoint not written round=%s error=%r", number, str(error))
 

@@ -60,8 +60,8 @@ def learn(training: Training, number: int) -> bytes:
         completions = [training.policy.encode_completion(str(rng.randrange(200))) for _ in range(4)]
         groups.append(TrainingGroup(prompt, completions, [1.0, 0.0, 0.0, 0.0]))
     for _ in range(3):
-        training.learner.update(groups)
-    training.keep(number)
+        training.update(groups, number)
+    assert training.present_state().digest == training.learner.state_digest()
     return training.learner.state_digest()
 
 
