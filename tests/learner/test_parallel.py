@@ -19,7 +19,7 @@ import torch
 from small_swarm import small_manifest
 
 from swarm.errors import UsageError
-from swarm.learner import parallel_learner
+from swarm.learner import parallel, parallel_learner
 from swarm.learner.channel import Recipe
 from swarm.learner.checkpoints import LearnerState
 from swarm.learner.grpo import Sums
@@ -315,6 +315,29 @@ def test_a_helper_that_hangs_is_ended(tmp_path, asked, caplog, monkeypatch):
         assert not psutil.pid_exists(pid)
     (warning,) = warnings_in(caplog)
     assert "has not answered" in warning
+
+
+def test_a_helper_that_does_not_even_read_is_ended(tmp_path, asked, caplog, monkeypatch):
+    """What is said to it is larger than the socket's buffer, so the saying would never end."""
+    prompts, seeds, alone = asked
+    monkeypatch.setattr(parallel, "LEAST_PATIENCE_SECONDS", 1.0)
+    team, learner = started(recipe(tmp_path))
+    with team:
+        (pid,) = team.pids
+        team.sample(learner, prompts, seeds, max_tokens=MAX_TOKENS, sampling=Sampling())
+        os.kill(pid, signal.SIGSTOP)
+        many = 2_000
+        groups = team.sample(
+            learner,
+            prompts * many,
+            seeds * many,
+            max_tokens=MAX_TOKENS,
+            sampling=Sampling(),
+            until=lambda: True,
+        )
+        assert groups[: len(alone)] == alone[: len(groups)]
+        assert not psutil.pid_exists(pid)
+    assert len(warnings_in(caplog)) == 1
 
 
 def test_more_processes_than_gpus_is_a_usage_error(tmp_path, monkeypatch):
