@@ -16,6 +16,7 @@ from identity import IdentityError
 from swarm import identity_commands
 from swarm.console import complain, log_to_stderr, say
 from swarm.errors import LedgerError, SwarmError, UsageError
+from swarm.options import count, ether, host_and_port, model_options, network_options, seed, trackers
 from swarm.settings import Settings, swarm_home
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
@@ -118,7 +119,7 @@ def _join(arguments: argparse.Namespace) -> int:
         memory_share=arguments.memory_share,
         trusted_code=tuple(arguments.trust_code),
         processes=arguments.processes,
-        trackers=_trackers(arguments.tracker),
+        trackers=trackers(arguments.tracker),
         push_repo=arguments.push,
         push_rounds=arguments.push_every,
         push_private=not arguments.push_public,
@@ -150,7 +151,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
 
 def _network_settings(arguments: argparse.Namespace) -> Settings:
-    """The settings that `_network_options` asks for."""
+    """The settings that `network_options` asks for."""
     return Settings(
         home=arguments.home,
         listen=tuple(arguments.listen) or None,
@@ -243,17 +244,17 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     home = argparse.ArgumentParser(add_help=False)
     home.add_argument("--home", type=Path, default=swarm_home(), help="where keys and data are (%(default)s)")
-    network = _network_options()
+    network = network_options()
 
     demo = commands.add_parser(
         "demo", parents=[home], help="a whole swarm on this machine, offline", description=_demo_description()
     )
-    demo.add_argument("--peers", type=_count, default=4, metavar="N", help="how many peers (%(default)s)")
+    demo.add_argument("--peers", type=count, default=4, metavar="N", help="how many peers (%(default)s)")
     demo.add_argument(
-        "--rounds", type=_count, default=12, metavar="R", help="rounds that each peer plays (%(default)s)"
+        "--rounds", type=count, default=12, metavar="R", help="rounds that each peer plays (%(default)s)"
     )
     demo.add_argument(
-        "--seed", type=_seed, default=1, metavar="S", help="which questions are drawn (%(default)s)"
+        "--seed", type=seed, default=1, metavar="S", help="which questions are drawn (%(default)s)"
     )
     demo.add_argument(
         "--report", type=Path, metavar="FILE.json", help="where the report goes; the plot goes beside it"
@@ -271,7 +272,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     create.add_argument("--rpc", required=True, metavar="URL", help="the chain's RPC endpoint")
     create.add_argument(
-        "--delay", type=_seed, default=30, metavar="SECONDS", help="until the first round (%(default)s)"
+        "--delay", type=seed, default=30, metavar="SECONDS", help="until the first round (%(default)s)"
     )
     create.add_argument("--relay", metavar="URL", help="a relay to name in the join line")
     create.add_argument("--json", action="store_true", help="for scripts")
@@ -279,16 +280,16 @@ def _parser() -> argparse.ArgumentParser:
 
     join = commands.add_parser(
         "join",
-        parents=[home, network, _model_options()],
+        parents=[home, network, model_options()],
         help="take part in a swarm until Ctrl-C; survives restarts",
     )
     join.add_argument(
         "swarm", metavar="SWARM", help="the line that `swarm create` printed: CONTRACT@RPC[#RELAY]"
     )
-    join.add_argument("--rounds", type=_count, metavar="R", help="stop after so many rounds")
+    join.add_argument("--rounds", type=count, metavar="R", help="stop after so many rounds")
     join.add_argument(
         "--blobs",
-        type=_count,
+        type=count,
         default=Settings.max_blob_mib,
         metavar="MIB",
         help="of disk for what is exchanged with others (%(default)s)",
@@ -306,7 +307,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     relay.add_argument("swarm", metavar="SWARM", help="the swarm's join line")
     relay.add_argument(
-        "--listen", type=_host_and_port, default="127.0.0.1:8733", metavar="HOST:PORT", help="(%(default)s)"
+        "--listen", type=host_and_port, default="127.0.0.1:8733", metavar="HOST:PORT", help="(%(default)s)"
     )
     relay.add_argument(
         "--invites",
@@ -315,32 +316,32 @@ def _parser() -> argparse.ArgumentParser:
         help="serve only who has a code: one a line, then its uses (1)",
     )
     relay.add_argument(
-        "--registrations", type=_count, default=1000, metavar="N", help="a day, of all (%(default)s)"
+        "--registrations", type=count, default=1000, metavar="N", help="a day, of all (%(default)s)"
     )
     relay.add_argument(
         "--registrations-per-client",
-        type=_count,
+        type=count,
         default=10,
         metavar="N",
         help="a day, of one address; behind a reverse proxy that is the proxy's (%(default)s)",
     )
     relay.add_argument(
         "--waiting-per-client",
-        type=_count,
+        type=count,
         default=4,
         metavar="N",
         help="requests at the same time from one address, or from a reverse proxy (%(default)s)",
     )
     relay.add_argument(
         "--ether-per-day",
-        type=_ether,
+        type=ether,
         default=0.1,
         metavar="ETHER",
         help="of gas at most, for all requests together (%(default)s)",
     )
     relay.add_argument(
         "--min-balance",
-        type=_ether,
+        type=ether,
         default=0.01,
         metavar="ETHER",
         help="accept nothing more when the wallet has less (%(default)s)",
@@ -366,9 +367,7 @@ def _parser() -> argparse.ArgumentParser:
     status = commands.add_parser(
         "status", parents=[home], help="what this peer does and hears, and how far each of its reports is"
     )
-    status.add_argument(
-        "--rounds", type=_count, default=20, metavar="N", help="show the last N (%(default)s)"
-    )
+    status.add_argument("--rounds", type=count, default=20, metavar="N", help="show the last N (%(default)s)")
     status.add_argument("--json", action="store_true", help="for scripts; all rounds")
     status.set_defaults(run=_status)
 
@@ -376,148 +375,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _network_options() -> argparse.ArgumentParser:
-    """How a peer is reached, whom it meets, and who pays: the same for `join` and `doctor`."""
-    network = argparse.ArgumentParser(add_help=False)
-    network.add_argument(
-        "--listen",
-        action="append",
-        default=[],
-        metavar="MULTIADDR",
-        help="where to be reached, TCP or QUIC, IPv4 or IPv6 (any free TCP port; of this machine only if "
-        "the chain is on it)",
-    )
-    network.add_argument(
-        "--public-address",
-        action="append",
-        default=[],
-        metavar="MULTIADDR",
-        help="what others are told instead, where a router forwards a port",
-    )
-    network.add_argument(
-        "--nat",
-        choices=("auto", "off"),
-        default="auto",
-        help="port mapping, hole punching and relaying, unless listening to this machine only (%(default)s)",
-    )
-    network.add_argument(
-        "--relay-peer",
-        action="append",
-        default=[],
-        metavar="MULTIADDR",
-        help="a public peer through which others reach this one behind a NAT; has nothing to do with --relay",
-    )
-    network.add_argument(
-        "--peer", action="append", default=[], metavar="MULTIADDR", help="a peer to connect to first"
-    )
-    network.add_argument("--relay", metavar="URL", help="a gas relay: pays for this peer's transactions")
-    network.add_argument("--invite", metavar="CODE", help="the gas relay's invite, if it asks for one")
-    return network
-
-
-def _model_options() -> argparse.ArgumentParser:
-    """What is trained on which device, and who is told."""
-    model = argparse.ArgumentParser(add_help=False)
-    model.add_argument(
-        "--model", metavar="NAME", help="which of the swarm's models (the largest that fits into the memory)"
-    )
-    model.add_argument(
-        "--device", default="auto", help="cuda, cuda:1, mps or cpu (the first of them that is there)"
-    )
-    trained = model.add_mutually_exclusive_group()
-    trained.add_argument(
-        "--lora", action="store_true", default=None, help="train an adapter (from 300M parameters on)"
-    )
-    trained.add_argument("--full", dest="lora", action="store_false", help="train all weights (below that)")
-    model.add_argument(
-        "--four-bit", action="store_true", help="with an adapter on CUDA: the frozen weights in 4 bits"
-    )
-    model.add_argument(
-        "--memory-share",
-        type=_fraction,
-        default=1.0,
-        metavar="FRACTION",
-        help="of the free memory, for one of several peers on a machine (%(default)s)",
-    )
-    model.add_argument(
-        "--trust-code",
-        action="append",
-        default=[],
-        metavar="OWNER/NAME@COMMIT",
-        help="let this model run the code that it brings",
-    )
-    model.add_argument(
-        "--processes",
-        type=_count,
-        default=1,
-        metavar="N",
-        help="that train together, a GPU each (%(default)s)",
-    )
-    model.add_argument(
-        "--threads", type=_count, help="CPU threads for the model (as many as there are cores)"
-    )
-    model.add_argument(
-        "--tracker",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="where curves go: tensorboard, wandb, trackio or none (tensorboard)",
-    )
-    model.add_argument("--push", metavar="OWNER/NAME", help="put the model on the Hugging Face hub")
-    model.add_argument(
-        "--push-every", type=_count, default=100, metavar="ROUNDS", help="how often (%(default)s)"
-    )
-    model.add_argument("--push-public", action="store_true", help="as a public repository, if it is made")
-    return model
-
-
-def _trackers(names: list[str]) -> tuple[str, ...]:
-    """Without any, the default; `none` stands for no tracker at all."""
-    return tuple(name for name in names if name != "none") if names else Settings.trackers
-
-
 def _demo_description() -> str:
     return (
         "Starts a devnet, creates a swarm on it, lets peers train in processes of their own, shows them in a "
         "live table, and ends with a plot, the leaderboard read from the ledger, and a report."
     )
-
-
-def _count(text: str) -> int:
-    value = _seed(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, not {text}")
-    return value
-
-
-def _host_and_port(text: str) -> tuple[str, int]:
-    host, _, port = text.rpartition(":")
-    if not host or not port.isdigit() or int(port) > 65535:
-        raise argparse.ArgumentTypeError(f"{text[:60]!r} is not HOST:PORT")
-    return host.strip("[]"), int(port)
-
-
-def _ether(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value < 1e9:
-        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not an amount in ether")
-    return value
-
-
-def _fraction(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 < value <= 1:
-        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a number over 0 and at most 1")
-    return value
-
-
-def _seed(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or len(text) > 18:
-        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a whole number of up to 18 digits")
-    return int(text)
