@@ -75,9 +75,8 @@ class Team:
         """
         self._ranks = processes
         self._helpers: list[_HelperProcess] = []
-        self._states: tuple[int, int] | None = (
-            None  # fingerprints of the weights and the rest that helpers have
-        )
+        # Fingerprints of the weights and of the rest that the helpers have.
+        self._states: tuple[int, int] | None = None
         self._memory: SharedMemory | None = None
         if processes == 1:
             return

@@ -33,9 +33,8 @@ RESERVE = 0.1  # of the free memory, left alone
 # More at once is no faster: a CPU is busy with a few thousand tokens, a GPU with some ten thousand.
 _MAX_SAMPLING = {"cuda": 262_144, "mps": 65_536, "cpu": 32_768}
 _MAX_LEARNING = {"cuda": 65_536, "mps": 16_384, "cpu": 16_384}
-_COMFORTABLE = (
-    2048  # learning tokens at once; below them checkpointing's third forward pass is worth its time
-)
+# Learning tokens at once; below them checkpointing's third forward pass is worth its time.
+_COMFORTABLE = 2048
 
 
 Positive = Annotated[int, Meta(ge=1)]
