@@ -128,6 +128,14 @@ def test_attack_does_not_fill_the_screen(gossip, status):
     assert len(shown["drops"]) == SHOWN_DROPS and shown["dropped"] == {"late": 50}
 
 
+def test_swarm_whose_manifest_cannot_be_read_does_not_hide_the_others(folder, status):
+    other = Facts(address=ADDRESS, chain_id=1, first_block="", genesis=9, manifest=b'{"model":"tiny"}')
+    save_facts(other, folder.parent / "other" / FACTS_FILE)
+    text = status()
+    assert "listening" in text
+    assert "manifest cannot be read" in text
+
+
 def test_exchange_remembers_its_port_and_peers(folder, status):
     book = AddressBook(folder / ADDRESSES_FILE)
     book.remember(ALICE, ["/ip4/10.0.0.1/tcp/1"])

@@ -16,12 +16,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from identity import Identity, peer_name
-from swarm.errors import LedgerError, SwarmError
+from swarm.errors import LedgerError, SwarmError, UsageError
 from swarm.exchange.addresses import ADDRESSES_FILE, AddressBook
 from swarm.exchange.gossip import GOSSIP_FILE
 from swarm.exchange.gossip_reader import Drop, Equivocation, GossipReader, HeardEntry, RoundGossip
 from swarm.ledger.deliveries import Deliveries, Delivery
-from swarm.ledger.facts import FACTS_FILE, read_facts
+from swarm.ledger.facts import FACTS_FILE, Facts, read_facts
 from swarm.manifest import MICROS, parse_canonical
 from swarm.records import Records, RoundRecord, Status
 from swarm.settings import HOME_LOCK, Settings
@@ -199,7 +199,7 @@ def _swarm_status(facts_file: Path) -> SwarmStatus | None:
             deliveries = {delivery.round: delivery for delivery in outbox.all()}
     gossip = GossipReader(folder / GOSSIP_FILE)
     return SwarmStatus(
-        name=parse_canonical(facts.manifest, f"of {facts.address}").name,
+        name=_name(facts),
         swarm=facts.swarm_id.hex(),
         address=facts.address,
         doing=doing,
@@ -208,6 +208,14 @@ def _swarm_status(facts_file: Path) -> SwarmStatus | None:
         equivocations=gossip.equivocations(),
         exchange=_exchange_status(folder / ADDRESSES_FILE),
     )
+
+
+def _name(facts: Facts) -> str:
+    """The swarm's name; one whose manifest this version cannot read must not hide the others."""
+    try:
+        return parse_canonical(facts.manifest, f"of {facts.address}").name
+    except UsageError:
+        return "(a swarm whose manifest cannot be read)"
 
 
 def _gossip_status(gossip: GossipReader, summary: RoundGossip) -> GossipStatus:

@@ -245,6 +245,22 @@ def test_close_does_not_wait_for_a_hub_that_hangs(hub, tmp_path, caplog):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_tokenizer_that_cannot_be_written_is_one_warning(tmp_path, caplog):
+    """The real tokenizer, where its file cannot be made: what it raises is a plain `Exception`."""
+    model, tokenizer = load(TINY)
+    push = push_to("http://127.0.0.1:9", tmp_path)
+
+    def write(folder: Path) -> None:
+        (folder / "tokenizer.json").mkdir()
+        write_model(model, tokenizer, folder)
+
+    push.offer(1, write)
+    push.close(timeout=0)
+    (warning,) = warnings_in(caplog)
+    assert "not published" in warning
+    assert "tokenizer not written" in warning
+
+
 def test_a_snapshot_that_cannot_be_written_is_one_warning(hub, tmp_path, caplog):
     def full(folder: Path) -> None:
         raise OSError(28, "No space left on device")
