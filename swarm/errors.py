@@ -7,7 +7,10 @@
     │   └── WrongLedger    another chain, or no contract of a swarm, is where one was expected
     ├── ExchangeError      a peer, blob or the DHT failed us; the round goes on without it
     │   └── WireError      bytes from a peer are not what the protocol allows
-    └── ModelError         a model or checkpoint cannot be loaded or does not fit
+    ├── ModelError         a model or checkpoint cannot be loaded or does not fit
+    └── SandboxError       what scores strangers' text cannot be started, or failed
+        ├── SandboxTimeout it took too long and was ended
+        └── SandboxDied    it ended, or was ended for what it did: a crash, memory, too much output
 
 `identity.IdentityError` stands beside this tree: `identity` imports nothing of `swarm`.
 """
@@ -45,3 +48,15 @@ class WireError(ExchangeError):
 
 class ModelError(SwarmError):
     """A model, tokenizer or checkpoint cannot be used."""
+
+
+class SandboxError(SwarmError):
+    """This machine cannot sandbox, or what was to run there could not be prepared."""
+
+
+class SandboxTimeout(SandboxError):
+    """A call took longer than it was given; the next one finds a new process."""
+
+
+class SandboxDied(SandboxError):
+    """The confined process ended in a call; the next one finds a new process."""
