@@ -38,7 +38,7 @@ def make_manifest(model: str, beta: float = 0.0) -> Manifest:
     """A swarm of one stage that allows the model."""
     return Manifest(
         name="memory",
-        task=TaskChoice(name="arithmetic"),
+        tasks=(TaskChoice(name="arithmetic"),),
         models=(model,),
         round_seconds=60,
         group_size=GROUP_SIZE,

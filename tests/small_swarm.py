@@ -9,7 +9,7 @@ def small_manifest(name: str, round_seconds: int = 1000) -> Manifest:
     return parse(
         f"""
         name: {name}
-        task: {{name: arithmetic}}
+        tasks: [{{name: arithmetic}}]
         models: [tiny]
         round_seconds: {round_seconds}
         group_size: 4

@@ -67,7 +67,7 @@ def manifest(*models: str, max_tokens: int = 64, beta: float = 0.0, group_size: 
     """A swarm of one stage that allows the models."""
     return Manifest(
         name="made",
-        task=TaskChoice(name="arithmetic"),
+        tasks=(TaskChoice(name="arithmetic"),),
         models=models,
         round_seconds=60,
         group_size=group_size,
