@@ -1,6 +1,9 @@
 """What a peer knows of its cell in one round: others' groups, checked and scored anew.
 
 Others' data is never trusted and never raises: what breaks a rule is dropped and counted by reason.
+
+A question has a number. Those that the beacon draws are j = 0, 1, 2 …; one that a peer proposed has
+`PROPOSED` and the first 31 bits of its rollout's leaf, which is the same number for everybody who heard it.
 """
 
 from __future__ import annotations
@@ -15,15 +18,26 @@ from swarm.draw import Draw
 from swarm.effects import Received
 from swarm.exchange.wire import MAX_GROUPS_BLOB_BYTES, Group, GroupsLimit
 from swarm.manifest import STAGE_NUMBER, Manifest, Stage
-from swarm.tasks import Question, Task
-from swarm.tasks.stages import read_critique
+from swarm.tasks import Drawn, Tasks
 from swarm.verde.commitment import group_digest, groups_root, rollout_leaf
 
-ANSWER, CRITIQUE = STAGE_NUMBER["answer"], STAGE_NUMBER["critique"]
+ANSWER, CRITIQUE, PROPOSE = STAGE_NUMBER["answer"], STAGE_NUMBER["critique"], STAGE_NUMBER["propose"]
+PROPOSED = 2**31
 
 # Text is re-encoded by its readers, so a few tokens must not carry a book. Few tokens of any vocabulary
 # are longer than this, and a completion of nothing else is no answer.
 MAX_CHARS_PER_TOKEN = 16
+# Reading and scoring what one sender published in a stage may take this share of a round, and all of it
+# together that: so many senders of slow texts cost a round, and not more.
+SENDER_SHARE = 0.03
+STAGE_SHARE = 0.3
+TOO_SLOW = "its texts take too long to score"
+
+
+def most_groups(manifest: Manifest, stage: Stage) -> int:
+    """The most groups of a stage that one peer can make."""
+    proposed = manifest.asked_proposals if manifest.stage("propose") and stage.name == "answer" else 0
+    return stage.max_groups + proposed
 
 
 def groups_limit(manifest: Manifest, stage: Stage) -> GroupsLimit:
@@ -32,8 +46,31 @@ def groups_limit(manifest: Manifest, stage: Stage) -> GroupsLimit:
     completion_bytes = 16 + stage.max_tokens * token_bytes
     shown_bytes = 34 * (manifest.shown_answers + manifest.shown_critiques)  # digests
     group_bytes = 32 + shown_bytes + manifest.group_size * completion_bytes
-    max_bytes = min(MAX_GROUPS_BLOB_BYTES, 32 + stage.max_groups * group_bytes)
-    return GroupsLimit(max_bytes=max_bytes, max_groups=stage.max_groups, completions=manifest.group_size)
+    groups = most_groups(manifest, stage)
+    max_bytes = min(MAX_GROUPS_BLOB_BYTES, 32 + groups * group_bytes)
+    return GroupsLimit(max_bytes=max_bytes, max_groups=groups, completions=manifest.group_size)
+
+
+def proposed_number(leaf: bytes) -> int:
+    """The number of the question that a rollout of the propose stage proposes."""
+    return PROPOSED | int.from_bytes(leaf[:4], "big") >> 1
+
+
+class Candidate(Struct, frozen=True):
+    """A rollout of the propose stage; whether it is a question nobody has looked yet."""
+
+    peer: bytes
+    leaf: bytes
+    seed: bytes
+    text: str
+
+
+class Proposal(Struct, frozen=True):
+    """A question that a peer proposed, and whose answer holds."""
+
+    peer: bytes
+    leaf: bytes
+    question: Drawn
 
 
 class Answer(Struct, frozen=True):
@@ -43,10 +80,11 @@ class Answer(Struct, frozen=True):
     leaf: bytes
     text: str
     score: float
+    gist: str
 
 
 class Critique(Struct, frozen=True):
-    """One readable critique: the text of the answer that it names, or None for "none is right"."""
+    """One readable critique: the gist of the answer that it names, or None for "none is right"."""
 
     peer: bytes
     leaf: bytes
@@ -54,62 +92,126 @@ class Critique(Struct, frozen=True):
 
 
 class AnswerGroup(Struct, frozen=True):
-    """A group of the answer stage with recomputed rewards, ready to be learned from."""
+    """A group of the answer stage with recomputed scores."""
 
     peer: bytes
     digest: bytes
     group: Group
     leaves: tuple[bytes, ...]  # of its completions
-    rewards: tuple[float, ...]
+    scores: tuple[float, ...]
 
 
 class Cellmates:
     """Fills up from stage to stage with what `Gather` brought; `dropped` counts refusals by reason."""
 
-    def __init__(self, manifest: Manifest, task: Task, draw: Draw, round_number: int, cell: int) -> None:
+    def __init__(self, manifest: Manifest, tasks: Tasks, draw: Draw, round_number: int, cell: int) -> None:
         self._manifest = manifest
-        self._task = task
+        self._tasks = tasks
         self._draw = draw
         self._round = round_number
         self._cell = cell
-        self._questions: dict[int, Question] = {}
+        self._questions: dict[int, Drawn] = {}
+        self._candidates: list[Candidate] = []
         self._answer_by_leaf: dict[bytes, Answer] = {}
+        self.asked: dict[int, Proposal] = {}  # proposed questions that the cell answers, by number
         self.answers: defaultdict[int, list[Answer]] = defaultdict(list)
         self.critiques: defaultdict[int, list[Critique]] = defaultdict(list)
         self.answer_groups: list[AnswerGroup] = []
         self.dropped: Counter[str] = Counter()
 
-    def question(self, index: int) -> Question:
-        """Question j of this cell."""
-        if index not in self._questions:
-            self._questions[index] = self._task.draw(self._draw.question_seed(self._cell, index))
-        return self._questions[index]
+    def question(self, number: int) -> Drawn:
+        """A question of this cell; one that was proposed must be in `asked`."""
+        if number in self.asked:
+            return self.asked[number].question
+        if number not in self._questions:
+            self._questions[number] = self._tasks.draw(self._draw.question_seed(self._cell, number))
+        return self._questions[number]
 
     def hear(self, stage: Stage, received: list[Received]) -> None:
         """Take in what peers published in a stage, checked peer by peer."""
         take: dict[str, Callable[[bytes, Group], None]] = {
+            "propose": self._take_proposals,
             "answer": self._take_answers,
             "critique": self._take_critiques,
             "revise": lambda peer, group: None,  # nobody builds on revisions; audits read them
         }
+        began = self._tasks.spent
         for sent in received:
             fault = self._fault(stage, sent)
             if fault:
                 self.dropped[fault] += 1
                 continue
-            for group in sent.groups:
-                take[stage.name](sent.peer, group)
+            if self._tasks.spent - began > STAGE_SHARE * self._manifest.round_seconds:
+                self.dropped["no time left to score it"] += 1
+                continue
+            self._tasks.allow(SENDER_SHARE * self._manifest.round_seconds)
+            if stage.name == "answer":
+                for group in sent.groups:  # before any of its texts is read
+                    if group.index < PROPOSED:
+                        self.question(group.index)
+            self._hear_sender(take[stage.name], sent)
+        if stage.name == "propose":
+            self._choose_proposals()
+        self._tasks.allow(None)  # what follows is our own
+
+    def _hear_sender(self, take: Callable[[bytes, Group], None], sent: Received) -> None:
+        began = self._tasks.spent
+        for group in sent.groups:
+            if self._tasks.spent - began > SENDER_SHARE * self._manifest.round_seconds:
+                self.dropped[TOO_SLOW] += 1
+                return
+            take(sent.peer, group)
+
+    def _choose_proposals(self) -> None:
+        """The first of them in the common order, no question twice, nobody's second before all firsts.
+
+        Peers that heard the same proposals ask the same; who heard fewer asks some that others do not know.
+        """
+        ordered = self._draw.pick(
+            self._draw.asker(self._cell),
+            self._candidates,
+            len(self._candidates),
+            leaf=lambda candidate: candidate.leaf,
+            sender=lambda candidate: candidate.peer,
+        )
+        texts: set[str] = set()
+        began = self._tasks.spent
+        left = defaultdict[bytes, float](lambda: SENDER_SHARE * self._manifest.round_seconds)
+        for candidate in ordered:
+            if len(self.asked) == self._manifest.asked_proposals:
+                break
+            if self._tasks.spent - began > STAGE_SHARE * self._manifest.round_seconds:
+                self.dropped["no time left to read it"] += 1
+                break
+            if left[candidate.peer] <= 0:
+                self.dropped[TOO_SLOW] += 1
+                continue
+            question = self._read(candidate, left)
+            if question is not None and question.text not in texts:
+                texts.add(question.text)
+                proposal = Proposal(candidate.peer, candidate.leaf, question)
+                self.asked.setdefault(proposed_number(candidate.leaf), proposal)
+
+    def _read(self, candidate: Candidate, left: dict[bytes, float]) -> Drawn | None:
+        began = self._tasks.spent
+        self._tasks.allow(left[candidate.peer])
+        question = self._tasks.read_proposal(candidate.seed, candidate.text)
+        left[candidate.peer] -= self._tasks.spent - began
+        return question
 
     def _fault(self, stage: Stage, sent: Received) -> str | None:
         """The rule that a peer's groups break, if any (DESIGN.md, section 7, "checked by every reader")."""
         if self._draw.cell(sent.peer) != self._cell:
             return "sender is not of this cell"
-        if len(sent.groups) > stage.max_groups:
+        numbers = [group.index for group in sent.groups]
+        drawn = [number for number in numbers if number < PROPOSED]
+        if len(numbers) > most_groups(self._manifest, stage) or len(drawn) > stage.max_groups:
             return "more groups than the stage allows"
-        indices = [group.index for group in sent.groups]
-        if stage.name == "answer" and indices != list(range(len(indices))):
+        if stage.name == "propose" and len(drawn) < len(numbers):
+            return "proposal has the number of a proposed question"
+        if stage.name in ("propose", "answer") and drawn != list(range(len(drawn))):
             return "question numbers have gaps"
-        if any(later <= earlier for earlier, later in pairwise(indices)):
+        if any(later <= earlier for earlier, later in pairwise(numbers)):
             return "question numbers do not grow"
         for group in sent.groups:
             if len(group.completions) != self._manifest.group_size:
@@ -118,8 +220,8 @@ class Cellmates:
                 return "completion has the wrong length"
             if any(len(c.text) > MAX_CHARS_PER_TOKEN * c.length for c in group.completions):
                 return "text is too long for its tokens"
-            if stage.name == "answer" and (group.answers or group.critiques):
-                return "answer stage shows nothing"
+            if stage.name in ("propose", "answer") and (group.answers or group.critiques):
+                return f"{stage.name} stage shows nothing"
             if len(group.answers) > self._manifest.shown_answers:
                 return "prompt shows too many answers"
             if len(group.critiques) > self._manifest.shown_critiques:
@@ -128,16 +230,29 @@ class Cellmates:
             return "groups are not the announced ones"
         return None
 
+    def _take_proposals(self, peer: bytes, group: Group) -> None:
+        seed = self._draw.proposal_seed(peer, group.index)
+        for g, completion in enumerate(group.completions):
+            leaf = rollout_leaf(peer, self._round, PROPOSE, group.index, g, completion)
+            self._candidates.append(Candidate(peer, leaf, seed, completion.text))
+
     def _take_answers(self, peer: bytes, group: Group) -> None:
-        question = self.question(group.index)
+        if group.index >= PROPOSED and group.index not in self.asked:
+            self.dropped["answers a question that is not asked"] += 1
+            return
+        if group.index >= PROPOSED and self.asked[group.index].peer == peer:
+            self.dropped["answers its own question"] += 1
+            return
+        judged = self._tasks.judge(self.question(group.index), [c.text for c in group.completions])
         answers = [
             Answer(
                 peer,
                 rollout_leaf(peer, self._round, ANSWER, group.index, g, completion),
                 completion.text,
-                self._task.score(question, completion.text),
+                one.score or 0.0,
+                one.gist,
             )
-            for g, completion in enumerate(group.completions)
+            for g, (completion, one) in enumerate(zip(group.completions, judged, strict=True))
         ]
         self.answers[group.index] += answers
         self._answer_by_leaf.update((answer.leaf, answer) for answer in answers)
@@ -146,9 +261,13 @@ class Cellmates:
         self.answer_groups.append(AnswerGroup(peer, digest, group, leaves, scores))
 
     def _take_critiques(self, peer: bytes, group: Group) -> None:
+        if group.index not in self.answers:
+            self.dropped["critique of a question that nobody answered"] += 1
+            return
+        question = self.question(group.index)
         shown = [self._answer_by_leaf.get(leaf) for leaf in group.answers]
         for g, completion in enumerate(group.completions):
-            named = read_critique(completion.text, len(shown))
+            named = self._tasks.read_critique(question, completion.text, len(shown))
             if not named.readable:
                 continue
             answer = None if named.position is None else shown[named.position]
@@ -156,4 +275,4 @@ class Cellmates:
                 self.dropped["critique names an answer we do not have"] += 1
                 continue
             leaf = rollout_leaf(peer, self._round, CRITIQUE, group.index, g, completion)
-            self.critiques[group.index].append(Critique(peer, leaf, answer.text if answer else None))
+            self.critiques[group.index].append(Critique(peer, leaf, answer.gist if answer else None))

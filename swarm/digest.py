@@ -11,6 +11,8 @@ class Purpose(Enum):
 
     CELL = b"cell"
     QUESTION = b"question"
+    PROPOSE = b"propose"
+    ASK = b"ask"
     SAMPLE = b"sample"
     PICK = b"pick"
     ANNOUNCE = b"announce"

@@ -34,6 +34,14 @@ class Draw(Struct, frozen=True):
         """The 32-byte seed of a cell's question j."""
         return derive(Purpose.QUESTION, self.swarm_id, self.beacon, cell, index)
 
+    def proposal_seed(self, peer: bytes, index: int) -> bytes:
+        """The 32-byte seed of the example in a peer's propose prompt."""
+        return derive(Purpose.PROPOSE, self.swarm_id, self.beacon, peer, index)
+
+    def asker(self, cell: int) -> bytes:
+        """The reader in whose order a cell's proposals are asked, the same for all of it."""
+        return derive(Purpose.ASK, self.swarm_id, self.beacon, cell)
+
     def sample_seed(self, peer: bytes, stage: int, index: int, g: int) -> bytes:
         """The 32-byte seed of a peer's completion g of question j in a stage."""
         return derive(Purpose.SAMPLE, self.swarm_id, self.beacon, peer, stage, index, g)

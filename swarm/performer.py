@@ -214,4 +214,6 @@ class Performer:
 
     def _re_encode(self, text: str) -> list[int]:
         """Another peer's answer in our tokens, cut where an answer of our own would have been."""
-        return self._policy.encode_completion(text)[: self._rules.manifest.stages[0].max_tokens]
+        stage = self._rules.manifest.stage("answer")
+        assert stage is not None  # every swarm has it
+        return self._policy.encode_completion(text)[: stage.max_tokens]

@@ -1,5 +1,6 @@
 """One round of one peer, from the beacon to the report.
 
+    propose   questions of one's own, in swarms that have this stage        → published
     answer    own completions to the cell's questions                       → published
     critique  which of the cell's answers is right, and why                 → published
     revise    a final answer after answers and critiques                    → published
@@ -12,18 +13,18 @@ No I/O, no clock, no randomness of its own: `play` is a coroutine over the effec
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import zip_longest
 
-from swarm import tasks
-from swarm.cellmates import Answer, Cellmates, Critique, groups_limit
+from swarm.cellmates import Answer, Cellmates, Critique, groups_limit, proposed_number
 from swarm.draw import Draw
 from swarm.effects import Commit, Gather, Learn, Played, Publish, Sample, TrainingGroup
 from swarm.exchange import wire
 from swarm.manifest import MICROS, STAGE_NUMBER, Manifest, Stage
 from swarm.mixing import FOREIGN, mix
-from swarm.tasks import stages
-from swarm.tasks.stages import Named
+from swarm.tasks import Tasks, stages
+from swarm.tasks.prompts import Named, shown_text
 from swarm.verde.commitment import Commitment, Skip, group_digest, groups_root, rollout_leaf
 
 # The end of each stage that is left for publishing: a group sampled in it would come too late.
@@ -39,7 +40,7 @@ class RoundRules:
     """What is fixed once the beacon is known."""
 
     manifest: Manifest
-    task: tasks.Task
+    tasks: Tasks
     peer: bytes  # our 32-byte digest
     round: int
     starts_at: float  # Unix seconds
@@ -68,13 +69,13 @@ class OwnGroup:
     stage: Stage
     prompt: str
     group: wire.Group
-    rewards: tuple[float, ...]
+    rewards: tuple[float, ...]  # of proposals, only known once the others have answered
 
 
 async def play(rules: RoundRules) -> Played:
     """Play one round; the driver performs what is awaited. Others' faults are counted, never raised."""
     cell = rules.draw.cell(rules.peer)
-    mates = Cellmates(rules.manifest, rules.task, rules.draw, rules.round, cell)
+    mates = Cellmates(rules.manifest, rules.tasks, rules.draw, rules.round, cell)
     own: list[OwnGroup] = []
     rollouts: list[bytes] = []
     begins = 0.0
@@ -93,6 +94,7 @@ async def play(rules: RoundRules) -> Played:
         mates.hear(stage, heard)
         begins = stage.ends_at
 
+    own, judges = _with_proposals_rewarded(rules, own, mates)
     learn = rules.manifest.learn
     mixed = await mix(
         rules.draw,
@@ -120,6 +122,7 @@ async def play(rules: RoundRules) -> Played:
         rollouts=tuple(rollouts),
         batch=tuple(group.digest for group in used),
         skips=skips,
+        judges=judges,
         reward_micros=reward_micros,
     )
     played = Played(
@@ -136,11 +139,15 @@ async def play(rules: RoundRules) -> Played:
 
 
 def _asks(rules: RoundRules, stage: Stage, mates: Cellmates) -> list[Ask]:
-    """The prompts of a stage, in question order, up to its cap."""
+    """The prompts of a stage, in the order in which they are sampled, up to its cap."""
+    if stage.name == "propose":
+        seeds = [rules.draw.proposal_seed(rules.peer, k) for k in range(stage.max_groups)]
+        return [Ask(k, rules.tasks.propose_prompt(seed)) for k, seed in enumerate(seeds)]
     if stage.name == "answer":
-        return [Ask(j, stages.answer_prompt(mates.question(j))) for j in range(stage.max_groups)]
+        return [Ask(j, rules.tasks.answer_prompt(mates.question(j))) for j in _answered(rules, stage, mates)]
     asks = []
     for j in sorted(mates.answers)[: stage.max_groups]:
+        question = mates.question(j)
         answers = rules.draw.pick(
             rules.peer,
             mates.answers[j],
@@ -148,21 +155,29 @@ def _asks(rules: RoundRules, stage: Stage, mates: Cellmates) -> list[Ask]:
             leaf=lambda answer: answer.leaf,
             sender=lambda answer: answer.peer,
         )
-        texts = [answer.text for answer in answers]
+        texts = [shown_text(answer.text, rules.manifest.shown_chars) for answer in answers]
         if stage.name == "critique":
-            asks.append(Ask(j, stages.critique_prompt(mates.question(j), texts), tuple(answers)))
+            asks.append(Ask(j, rules.tasks.critique_prompt(question, texts), tuple(answers)))
             continue
-        critiques = _shown_critiques(rules, mates.critiques[j], texts)
-        prompt = stages.revise_prompt(mates.question(j), texts, [named for _, named in critiques])
+        critiques = _shown_critiques(rules, mates.critiques[j], answers)
+        prompt = rules.tasks.revise_prompt(question, texts, [named for _, named in critiques])
         asks.append(Ask(j, prompt, tuple(answers), tuple(critiques)))
     return asks
 
 
+def _answered(rules: RoundRules, stage: Stage, mates: Cellmates) -> list[int]:
+    """Drawn and proposed questions by turns, so that a slow peer answers both; none of our own."""
+    drawn = range(stage.max_groups)
+    proposed = [number for number, proposal in mates.asked.items() if proposal.peer != rules.peer]
+    return [number for pair in zip_longest(drawn, proposed) for number in pair if number is not None]
+
+
 def _shown_critiques(
-    rules: RoundRules, critiques: list[Critique], texts: list[str]
+    rules: RoundRules, critiques: list[Critique], answers: list[Answer]
 ) -> list[tuple[Critique, Named]]:
     """The critiques that a revise prompt shows: those of the answers that stand in the same prompt."""
-    relevant = [critique for critique in critiques if critique.named is None or critique.named in texts]
+    gists = [answer.gist for answer in answers]
+    relevant = [critique for critique in critiques if critique.named is None or critique.named in gists]
     picked = rules.draw.pick(
         rules.peer,
         relevant,
@@ -170,7 +185,7 @@ def _shown_critiques(
         leaf=lambda critique: critique.leaf,
         sender=lambda critique: critique.peer,
     )
-    return [(c, Named(None if c.named is None else texts.index(c.named))) for c in picked]
+    return [(c, Named(None if c.named is None else gists.index(c.named))) for c in picked]
 
 
 async def _sample(
@@ -188,7 +203,7 @@ async def _sample(
     )
     until = rules.at(stage.ends_at - PUBLISH_SHARE * (stage.ends_at - begins))
     sampled = await Sample(stage, tuple(ask.prompt for ask in asks), seeds, until)
-    return [
+    made = [
         OwnGroup(
             stage,
             ask.prompt,
@@ -198,21 +213,65 @@ async def _sample(
                 critiques=tuple(critique.leaf for critique, _ in ask.critiques),
                 completions=completions,
             ),
-            tuple(_reward(rules, stage, ask, mates, completion.text) for completion in completions),
+            _rewards(rules, stage, ask, mates, [completion.text for completion in completions]),
         )
         for ask, completions in zip(asks, sampled, strict=False)
     ]
+    return sorted(made, key=lambda own: own.group.index)
 
 
-def _reward(rules: RoundRules, stage: Stage, ask: Ask, mates: Cellmates, text: str) -> float:
-    question = mates.question(ask.index)
+def _rewards(
+    rules: RoundRules, stage: Stage, ask: Ask, mates: Cellmates, texts: list[str]
+) -> tuple[float, ...]:
+    """What each completion of a group earns; of proposals nothing yet."""
+    if stage.name == "propose":
+        return (0.0,) * len(texts)
+    pays, tasks, question = rules.manifest.rewards, rules.tasks, mates.question(ask.index)
     if stage.name == "answer":
-        return rules.task.score(question, text)
+        return tuple(pays.answer * (one.score or 0.0) for one in tasks.judge(question, texts))
+    shown = [(answer.score, answer.gist) for answer in ask.answers]
     if stage.name == "critique":
-        named = stages.read_critique(text, len(ask.answers))
-        return stages.critique_reward(named, [answer.score for answer in ask.answers])
-    texts = [answer.text for answer in ask.answers]
-    return stages.revise_reward(rules.task, question, text, texts, [named for _, named in ask.critiques])
+        names = [tasks.read_critique(question, text, len(shown)) for text in texts]
+        scores = [score for score, _ in shown]
+        return tuple(pays.critique * stages.critique_reward(named, scores) for named in names)
+    read = [tasks.read_revision(question, text, len(shown)) for text in texts]
+    finals = tasks.judge(question, [final for final, _ in read])
+    critiques = [named for _, named in ask.critiques]
+    return tuple(
+        stages.revise_reward(pays, final.score or 0.0, named, shown, critiques)
+        for final, (_, named) in zip(finals, read, strict=True)
+    )
+
+
+def _with_proposals_rewarded(
+    rules: RoundRules, own: list[OwnGroup], mates: Cellmates
+) -> tuple[list[OwnGroup], tuple[bytes, ...]]:
+    """Own groups with the rewards of proposals, and the digests of the others' groups that they come from."""
+    theirs = [answered for answered in mates.answer_groups if answered.peer != rules.peer]
+    rewarded, judges = [], []
+    for made in own:
+        if made.stage.name == "propose":
+            # None for what is not asked; another's leaf may have been given the same number.
+            asked = [(leaf, proposed_number(leaf)) for leaf in _leaves(rules, made)]
+            numbers = [
+                number if number in mates.asked and mates.asked[number].leaf == leaf else None
+                for leaf, number in asked
+            ]
+            judges += [answered.digest for answered in theirs if answered.group.index in numbers]
+            rewards = [
+                stages.propose_reward(
+                    [
+                        score
+                        for answered in theirs
+                        if answered.group.index == number
+                        for score in answered.scores
+                    ]
+                )
+                for number in numbers
+            ]
+            made = replace(made, rewards=tuple(rules.manifest.rewards.propose * reward for reward in rewards))
+        rewarded.append(made)
+    return rewarded, tuple(judges)
 
 
 async def _publish(rules: RoundRules, stage: Stage, cell: int, groups: list[OwnGroup]) -> bytes:
@@ -238,25 +297,26 @@ async def _publish(rules: RoundRules, stage: Stage, cell: int, groups: list[OwnG
 
 
 def _own_groups(rules: RoundRules, own: list[OwnGroup]) -> list[TrainingGroup]:
-    groups = []
-    for made in own:
-        stage, group = STAGE_NUMBER[made.stage.name], made.group
-        leaves = tuple(
-            rollout_leaf(rules.peer, rules.round, stage, group.index, g, completion)
-            for g, completion in enumerate(group.completions)
+    return [
+        TrainingGroup(
+            digest=group_digest(rules.peer, rules.round, STAGE_NUMBER[made.stage.name], made.group),
+            sender=rules.peer,
+            prompt=made.prompt,
+            leaves=_leaves(rules, made),
+            completions=made.group.completions,
+            rewards=made.rewards,
+            own=True,
         )
-        groups.append(
-            TrainingGroup(
-                digest=group_digest(rules.peer, rules.round, stage, group),
-                sender=rules.peer,
-                prompt=made.prompt,
-                leaves=leaves,
-                completions=group.completions,
-                rewards=made.rewards,
-                own=True,
-            )
-        )
-    return groups
+        for made in own
+    ]
+
+
+def _leaves(rules: RoundRules, made: OwnGroup) -> tuple[bytes, ...]:
+    stage, group = STAGE_NUMBER[made.stage.name], made.group
+    return tuple(
+        rollout_leaf(rules.peer, rules.round, stage, group.index, g, completion)
+        for g, completion in enumerate(group.completions)
+    )
 
 
 def _offered(rules: RoundRules, mates: Cellmates) -> list[TrainingGroup]:
@@ -265,10 +325,10 @@ def _offered(rules: RoundRules, mates: Cellmates) -> list[TrainingGroup]:
         TrainingGroup(
             digest=answered.digest,
             sender=answered.peer,
-            prompt=stages.answer_prompt(mates.question(answered.group.index)),
+            prompt=rules.tasks.answer_prompt(mates.question(answered.group.index)),
             leaves=answered.leaves,
             completions=answered.group.completions,
-            rewards=answered.rewards,
+            rewards=tuple(rules.manifest.rewards.answer * score for score in answered.scores),
             own=False,
         )
         for answered in mates.answer_groups

@@ -17,12 +17,12 @@ from swarm.draw import Draw
 from swarm.effects import Commit, Effect, Gather, Learn, Learned, Played, Publish, Received, Sample, Screen
 from swarm.exchange.wire import Completion, Group, GroupsBlob, decode
 from swarm.manifest import Manifest, parse
-from swarm.tasks import load_task
+from swarm.tasks import Tasks, load_tasks
 
 MANIFEST = parse(
     b"""
     name: simulated
-    task: {name: arithmetic}
+    tasks: [{name: arithmetic}]
     models: [simulated/none]
     round_seconds: 100
     group_size: 4
@@ -60,16 +60,21 @@ class SimulatedPeer:
 
 
 def play_round(
-    peers: list[SimulatedPeer], *, manifest: Manifest = MANIFEST, beacon: bytes = b"b" * 32, number: int = 5
+    peers: list[SimulatedPeer],
+    *,
+    manifest: Manifest = MANIFEST,
+    beacon: bytes = b"b" * 32,
+    number: int = 5,
+    tasks: Tasks | None = None,
 ) -> dict[bytes, Played]:
     """One round of all peers in lockstep: nobody gathers before everyone has published."""
     draw = Draw(manifest.swarm_id, beacon, active=len(peers), cell_size=manifest.cell_size)
-    task = load_task(manifest.task)
+    tasks = tasks or load_tasks(manifest)
     plays = {}
     for peer in peers:
         rules = round.RoundRules(
             manifest=manifest,
-            task=task,
+            tasks=tasks,
             peer=peer.peer,
             round=number,
             starts_at=1000.0,
@@ -85,7 +90,7 @@ def play_round(
             try:
                 effect = play.send(outcome)
                 while not isinstance(effect, Gather):
-                    effect = play.send(_perform(by_id[identifier], effect, draw, manifest, task))
+                    effect = play.send(_perform(by_id[identifier], effect))
                 waiting[identifier] = (play, effect)
             except StopIteration as end:
                 finished[identifier] = end.value
@@ -93,14 +98,14 @@ def play_round(
     return finished
 
 
-def _perform(peer: SimulatedPeer, effect: Effect, draw: Draw, manifest: Manifest, task) -> object:
+def _perform(peer: SimulatedPeer, effect: Effect) -> object:
     match effect:
         case Sample():
             peer.prompts[effect.stage.name] = effect.prompts
             peer.deadlines.append(effect.until)
             made = max(1, min(peer.groups_in_time, len(effect.prompts)))
             return [
-                tuple(_completion(peer, prompt, seed, task) for seed in seeds)
+                tuple(_completion(peer, prompt, seed) for seed in seeds)
                 for prompt, seeds in zip(effect.prompts[:made], effect.seeds, strict=False)
             ]
         case Publish():
@@ -132,9 +137,12 @@ def _perform(peer: SimulatedPeer, effect: Effect, draw: Draw, manifest: Manifest
     raise TypeError(effect)
 
 
-def _completion(peer: SimulatedPeer, prompt: str, seed: bytes, task) -> Completion:
+def _completion(peer: SimulatedPeer, prompt: str, seed: bytes) -> Completion:
     """A right answer with the peer's skill; critiques name a random student or none, revisions too."""
     dice = random.Random(seed)
+    if re.match(r"A\) .*\nright\?$", prompt):  # asked to propose: right half of the time
+        a, b = dice.randrange(100), dice.randrange(100)
+        return Completion.of((1, 2), f"A: {a}+{b}={a + b + dice.randrange(2)}")
     question = prompt.split("\n")[0]
     left, operator, right = re.fullmatch(r"(\d+)([+-])(\d+)=", question).groups()
     value = int(left) + int(right) if operator == "+" else int(left) - int(right)

@@ -5,8 +5,11 @@ import msgspec
 import pytest
 from simulation import MANIFEST, SimulatedPeer, peer_id, play_round
 
+from swarm.cellmates import PROPOSED, SENDER_SHARE, STAGE_SHARE, proposed_number
 from swarm.exchange.wire import Completion, GroupsBlob, decode, encode
-from swarm.verde.commitment import Commitment, groups_root
+from swarm.manifest import Stage
+from swarm.tasks import Judged, load_tasks
+from swarm.verde.commitment import Commitment, group_digest, groups_root, rollout_leaf
 
 
 def some_peers(count: int, **options) -> list[SimulatedPeer]:
@@ -171,3 +174,184 @@ def test_critique_that_names_an_unknown_answer_is_not_shown():
     honest = SimulatedPeer(peer_id(1))
     played = play_round([forger, honest])
     assert played[honest.peer].dropped["critique names an answer we do not have"] == 12
+
+
+PROPOSING = msgspec.structs.replace(
+    MANIFEST,
+    stages=(Stage(name="propose", ends_at=0.1, max_groups=3, max_tokens=8), *MANIFEST.stages),
+    asked_proposals=5,
+)
+
+
+def proposals_answered(peer: SimulatedPeer) -> set[int]:
+    groups = decode(GroupsBlob, peer.published[0].blob, 10**6).groups
+    return {group.index for group in groups if group.index >= PROPOSED}
+
+
+def test_cell_answers_the_same_proposed_questions_and_nobody_its_own():
+    peers = some_peers(4, skill=0.6)
+    played = play_round(peers, manifest=PROPOSING)
+    asked = set().union(*map(proposals_answered, peers))
+    assert len(asked) == 5
+    makers = {
+        number: peer
+        for peer in peers
+        for number in asked
+        if number in {proposed_number(leaf) for group in own(peer) for leaf in group.leaves}
+    }
+    for peer in peers:
+        assert proposals_answered(peer) == {number for number in asked if makers.get(number) is not peer}
+        assert not played[peer.peer].dropped
+        assert played[peer.peer].rewards.keys() == {"propose", "answer", "critique", "revise"}
+
+
+def own(peer: SimulatedPeer):
+    return [group for group in peer.batch if group.own]
+
+
+def test_proposer_is_paid_by_the_others_answers_and_commits_to_them():
+    peers = some_peers(4, skill=0.5)
+    played = play_round(peers, manifest=PROPOSING)
+    paid = [peer for peer in peers if played[peer.peer].rewards["propose"] > 0]
+    assert paid
+    for peer in paid:
+        commitment = msgspec.msgpack.decode(peer.commit.blob, type=Commitment)
+        others = {
+            group_digest(other.peer, 5, 0, group)
+            for other in peers
+            if other is not peer
+            for group in decode(GroupsBlob, other.published[0].blob, 10**6).groups
+        }
+        assert commitment.judges and set(commitment.judges) <= others
+
+
+@pytest.mark.parametrize("skill", [0.0, 1.0])
+def test_question_that_all_or_none_can_answer_pays_its_proposer_nothing(skill):
+    peers = some_peers(4, skill=skill)
+    played = play_round(peers, manifest=PROPOSING)
+    assert any(map(proposals_answered, peers))
+    assert all(one.rewards["propose"] == 0 for one in played.values())
+
+
+def forged_answers(forge):
+    """A peer that forges its answer stage alone."""
+    return lambda publish: forge(publish) if publish.announcement.stage == 0 else [publish]
+
+
+def test_answers_to_a_question_that_is_not_asked_are_dropped_alone():
+    def invent(groups):
+        last = msgspec.structs.replace(groups[-1], index=2**32 - 1)
+        return (*[group for group in groups if group.index < PROPOSED], last)
+
+    forger = SimulatedPeer(peer_id(0), forge=forged_answers(rewritten(invent)))
+    honest = SimulatedPeer(peer_id(1))
+    played = play_round([forger, honest], manifest=PROPOSING)
+    assert played[honest.peer].dropped == {"answers a question that is not asked": 1}
+    assert played[honest.peer].external_groups > 0
+
+
+def test_answers_to_ones_own_question_are_dropped_alone():
+    forger, honest = SimulatedPeer(peer_id(0)), SimulatedPeer(peer_id(1))
+    mine: list[int] = []
+
+    def answer_own(groups):
+        blob = decode(GroupsBlob, forger.published[3].blob, 10**6)
+        mine.extend(
+            proposed_number(rollout_leaf(forger.peer, 5, 3, group.index, g, completion))
+            for group in blob.groups
+            for g, completion in enumerate(group.completions)
+        )
+        last = [msgspec.structs.replace(groups[-1], index=number) for number in mine]
+        drawn = [group for group in groups if group.index < PROPOSED]
+        return tuple(sorted([*drawn, *last], key=lambda group: group.index))[: len(drawn) + 5]
+
+    forger.forge = forged_answers(rewritten(answer_own))
+    played = play_round([forger, honest], manifest=PROPOSING)
+    dropped = played[honest.peer].dropped
+    assert dropped["answers its own question"] + dropped.get("answers a question that is not asked", 0) == 5
+
+
+class SlowTasks:
+    """Takes a second over each of one peer's texts, by its own clock."""
+
+    def __init__(self, tasks):
+        self.tasks, self.spent = tasks, 0.0
+
+    def __getattr__(self, name):
+        return getattr(self.tasks, name)
+
+    def judge(self, question, completions):
+        if completions[0] != "bomb":
+            return self.tasks.judge(question, completions)
+        self.spent += 1.0
+        return [Judged(None, "")] * len(completions)
+
+    def read_proposal(self, seed, completion):
+        self.spent += completion == "bomb"
+        return self.tasks.read_proposal(seed, completion)
+
+
+BOMBS = each_group(completions=(Completion.of((1, 2), "bomb"),) * 4)
+
+
+def test_sender_of_slow_texts_has_a_share_of_the_round_and_no_more():
+    forger = SimulatedPeer(peer_id(0), forge=forged_answers(BOMBS))
+    honest = SimulatedPeer(peer_id(1))
+    tasks = SlowTasks(load_tasks(MANIFEST))
+    played = play_round([forger, honest], tasks=tasks)
+    assert played[honest.peer].dropped == {"its texts take too long to score": 1}
+    assert played[honest.peer].reward_micros > 0
+    share = SENDER_SHARE * MANIFEST.round_seconds
+    assert tasks.spent == 2 * (share + 1)  # by both peers: up to the group that is over it
+
+
+def test_many_senders_of_slow_texts_have_a_share_of_the_round_together():
+    forgers = [SimulatedPeer(peer_id(number), forge=forged_answers(BOMBS)) for number in range(12)]
+    manifest = msgspec.structs.replace(MANIFEST, cell_size=16)
+    tasks = SlowTasks(load_tasks(manifest))
+    honest = SimulatedPeer(peer_id(99))
+    for forger in forgers:
+        forger.groups_in_time = 0  # nothing of their own to score
+    played = play_round([*forgers, honest], manifest=manifest, tasks=tasks)
+    assert played[honest.peer].rewards["answer"] >= 0
+    longest = (STAGE_SHARE + SENDER_SHARE) * MANIFEST.round_seconds + 1
+    assert tasks.spent <= 13 * longest
+
+
+def test_slow_proposals_are_given_up_too():
+    forger = SimulatedPeer(
+        peer_id(0), forge=lambda publish: BOMBS(publish) if publish.announcement.stage == 3 else [publish]
+    )
+    honest = SimulatedPeer(peer_id(1))
+    tasks = SlowTasks(load_tasks(PROPOSING))
+    played = play_round([forger, honest], manifest=PROPOSING, tasks=tasks)
+    assert played[honest.peer].dropped["its texts take too long to score"] > 0
+    assert proposals_answered(forger)
+
+
+def test_two_proposals_with_one_number_pay_once(monkeypatch):
+    """31 bits of a leaf are soon met twice by who searches for them."""
+    monkeypatch.setattr("swarm.cellmates.proposed_number", lambda leaf: PROPOSED | leaf[0] >> 7)
+    monkeypatch.setattr("swarm.round.proposed_number", lambda leaf: PROPOSED | leaf[0] >> 7)
+    peers = some_peers(3, skill=0.5)
+    played = play_round(peers, manifest=PROPOSING)
+    paid = [peer for peer in peers if played[peer.peer].rewards["propose"] > 0]
+    assert len(paid) <= 2, "two numbers, so two questions"
+    assert all(
+        sum(reward > 0 for group in own(peer) if group.prompt.startswith("A)") for reward in group.rewards)
+        <= 2
+        for peer in peers
+    )
+
+
+def test_proposals_keep_to_the_numbers_of_the_stage():
+    def high(groups):
+        return (msgspec.structs.replace(groups[0], index=2**32 - 1),)
+
+    forge = rewritten(high)
+    forger = SimulatedPeer(
+        peer_id(0), forge=lambda publish: forge(publish) if publish.announcement.stage == 3 else [publish]
+    )
+    honest = SimulatedPeer(peer_id(1))
+    played = play_round([forger, honest], manifest=PROPOSING)
+    assert played[honest.peer].dropped == {"proposal has the number of a proposed question": 1}

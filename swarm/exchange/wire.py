@@ -55,7 +55,7 @@ class Announcement(Struct, frozen=True, array_like=True, forbid_unknown_fields=T
     version: Literal[1] = 1
     swarm: Digest
     round: U48
-    stage: Annotated[int, Meta(ge=0, le=2)]  # manifest.STAGE_NUMBER
+    stage: Annotated[int, Meta(ge=0, le=3)]  # manifest.STAGE_NUMBER
     cell: U32
     expiration: U48  # Unix seconds, fixed by the round: see `expiration`
     groups: Annotated[int, Meta(ge=1, le=MAX_GROUPS)]
@@ -108,8 +108,8 @@ class Completion(Struct, frozen=True, array_like=True, forbid_unknown_fields=Tru
 class Group(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, kw_only=True, gc=False):
     """The G completions of one prompt. The prompt itself is redrawn, not sent.
 
-    `index` is the question's j. `answers` and `critiques` are the leaves of what the prompt showed, in
-    order; both are empty in the answer stage.
+    `index` is the question's j, or says which proposed question it is (`swarm.cellmates`). `answers` and
+    `critiques` are the leaves of what the prompt showed, in order; both are empty in the answer stage.
     """
 
     index: U32

@@ -57,6 +57,7 @@ class Commitment(Struct, frozen=True, array_like=True, kw_only=True):
     rollouts: tuple[bytes, ...]  # groups_root of each stage, in the manifest's order
     batch: tuple[bytes, ...]  # digests of the groups learned from, in order; some without skipped completions
     skips: tuple[Skip, ...]
+    judges: tuple[bytes, ...] = ()  # digests of the others' answer groups that own proposals are rewarded by
     reward_micros: int
 
     def encode(self) -> bytes:
