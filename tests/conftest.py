@@ -3,7 +3,7 @@ import pytest
 from identity import load_or_create_identity
 
 # Played against the clock, with processes of their own: one of them at a time.
-ROUNDS = {"test_node", "test_demo", "test_exchange_hostile", "test_exchange_churn"}
+ROUNDS = {"test_node", "test_demo", "test_third_party", "test_exchange_hostile", "test_exchange_churn"}
 
 
 def pytest_collection_modifyitems(items):
@@ -30,3 +30,12 @@ def home(tmp_path):
     _, journal = load_or_create_identity(home)
     journal.close()
     return home
+
+
+@pytest.fixture(scope="session")
+def interpreter(machine_dir, request):
+    """Where the compiled interpreter is kept for all runs of the tests: compiling takes several seconds."""
+    folder = machine_dir / "interpreter"
+    if not folder.exists():
+        folder.symlink_to(request.config.cache.mkdir("swarm-interpreter"))
+    return folder

@@ -1,0 +1,5 @@
+"""The task `code`: Python programs with unit tests."""
+
+from swarm.tasks.code.task import Code
+
+__all__ = ["Code"]
