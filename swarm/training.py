@@ -20,9 +20,10 @@ from swarm.learner.trainer import TrainingGroup, Update
 from swarm.manifest import Manifest, Stage
 from swarm.policy.loading import base_digest
 from swarm.policy.model import Policy
-from swarm.policy.plan import Plan, Wishes, load_or_make_plan, remember, table
+from swarm.policy.plan import Plan, Wishes, load_or_make_plan, remember, table, write_plan
 from swarm.records import RoundRecord
 from swarm.settings import Settings
+from swarm.succession import Inheritance
 
 log = logging.getLogger("swarm.node")
 
@@ -45,12 +46,19 @@ class Training:
     """
 
     def __init__(
-        self, settings: Settings, manifest: Manifest, folder: Path, peer: str, recorded: Collection[int]
+        self,
+        settings: Settings,
+        manifest: Manifest,
+        folder: Path,
+        peer: str,
+        recorded: Collection[int],
+        inherited: Inheritance | None = None,
     ) -> None:
         """Plan the memory, load the model, and go on from the newest state of a recorded round.
 
         A life that ended between a state and its round's record leaves a state that no report names: going on
-        from it would break the chain of states on the ledger. Without any state, begin with the base model.
+        from it would break the chain of states on the ledger. Without any state, begin with the one that is
+        inherited from the swarm's predecessor, else with the base model.
 
         Args:
             folder: the swarm's.
@@ -65,6 +73,8 @@ class Training:
             )
             self._stack.callback(self._trackers.close)
             self._plan_path = folder / "plan.json"
+            if inherited is not None and not self._plan_path.exists():
+                inherited = self._inherit_plan(inherited, settings)
             self._plan = load_or_make_plan(self._plan_path, manifest, _wishes(settings))
             show(table(self._plan))
             self._load(settings, self._plan, folder)
@@ -72,8 +82,11 @@ class Training:
         except BaseException:
             self._stack.close()
             raise
-        self._checkpoints = Checkpoints(folder / "checkpoints")
-        self._resume(recorded)
+        self._checkpoints = Checkpoints(folder / "checkpoints", keep=manifest.audits.kept_states)
+        if not self._resume(self._checkpoints, recorded):
+            if inherited is not None and self._trains_like(inherited.plan):
+                self._resume(Checkpoints(inherited.checkpoints), inherited.recorded)
+            self._keep(None)
 
     def close(self) -> None:
         """End helpers, curves and uploads, within bounds."""
@@ -122,21 +135,35 @@ class Training:
         self._stack.callback(push.close)
         return push
 
-    def _resume(self, recorded: Collection[int]) -> None:
-        for number in self._checkpoints.rounds():
+    def _inherit_plan(self, inherited: Inheritance, settings: Settings) -> Inheritance | None:
+        """Train what the predecessor trained, unless the settings ask for something else."""
+        plan = inherited.plan
+        if settings.model not in (None, plan.model) or settings.lora not in (None, plan.lora):
+            log.warning("the predecessor's state is of another model, beginning anew model=%s", plan.model)
+            return None
+        write_plan(self._plan_path, plan)
+        return inherited
+
+    def _trains_like(self, plan: Plan) -> bool:
+        ours = self._plan
+        return (ours.model, ours.revision, ours.lora) == (plan.model, plan.revision, plan.lora)
+
+    def _resume(self, checkpoints: Checkpoints, recorded: Collection[int]) -> bool:
+        """Go on from the newest state of a recorded round; whether there is one."""
+        for number in checkpoints.rounds():
             if number not in recorded:
                 log.warning("checkpoint of an unfinished round is passed over round=%d", number)
                 continue
             try:
-                state = self._checkpoints.load(number)
+                state = checkpoints.load(number)
                 self.learner.restore(state)
             except ModelError as error:
                 log.warning("checkpoint unreadable error=%r", str(error))
                 continue
             self._digest = state.digest
-            log.info("resumed after round=%d", number)
-            return
-        self._keep(None)
+            log.info("resumed after round=%d of %s", number, checkpoints.folder.parent.name)
+            return True
+        return False
 
     # A round
 

@@ -75,7 +75,7 @@ class Checkpoints:
 
     def __init__(self, folder: Path, keep: int = STATES_KEPT) -> None:
         """Makes the folder and removes what an interrupted write left; `ModelError` if it cannot."""
-        self._folder = folder
+        self.folder = folder
         self._keep = keep
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -86,7 +86,7 @@ class Checkpoints:
 
     def rounds(self) -> list[int]:
         """The rounds after which there is a state, newest first."""
-        names = (path.name for path in self._folder.iterdir() if path.is_dir())
+        names = (path.name for path in self.folder.iterdir() if path.is_dir())
         return sorted((int(name) for name in names if re.fullmatch(r"[0-9]{8,}", name)), reverse=True)
 
     def save(self, state: LearnerState, number: int | None) -> None:
@@ -98,15 +98,15 @@ class Checkpoints:
         unfinished = None
         try:
             self._make_room(state.size_bytes)
-            unfinished = Path(tempfile.mkdtemp(dir=self._folder, prefix=_UNFINISHED))
+            unfinished = Path(tempfile.mkdtemp(dir=self.folder, prefix=_UNFINISHED))
             _write(state, unfinished)
-            place = self._folder / name
+            place = self.folder / name
             if place.exists():  # a round that is played again after a crash before its report
                 shutil.rmtree(place)
             unfinished.rename(place)
-            sync_folder(self._folder)
+            sync_folder(self.folder)
         except (OSError, SafetensorError) as error:
-            raise ModelError(f"cannot write state {self._folder / name}: {error}") from error
+            raise ModelError(f"cannot write state {self.folder / name}: {error}") from error
         finally:
             if unfinished is not None:
                 shutil.rmtree(unfinished, ignore_errors=True)
@@ -139,12 +139,12 @@ class Checkpoints:
         return None
 
     def _place(self, number: int | None) -> Path:
-        return self._folder / (_INITIAL if number is None else f"{number:08d}")
+        return self.folder / (_INITIAL if number is None else f"{number:08d}")
 
     def _make_room(self, size_bytes: int) -> None:
         """Give up older states while the disk has no room for one more."""
         kept = len(self.rounds())
-        while kept > _LEAST_KEPT and shutil.disk_usage(self._folder).free < 2 * size_bytes:
+        while kept > _LEAST_KEPT and shutil.disk_usage(self.folder).free < 2 * size_bytes:
             kept -= 1
             self._drop(kept)
 
