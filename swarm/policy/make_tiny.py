@@ -33,6 +33,8 @@ _TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
+# It was taught on prompts of some 60 characters; positions are rotary, so it reads long ones too, badly.
+CONTEXT = 4096
 _IGNORED = -100  # a label that carries no loss
 
 
@@ -67,7 +69,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
         eos_token=END,
         additional_special_tokens=[USER, ASSISTANT],
         chat_template=_TEMPLATE,
-        model_max_length=512,
+        model_max_length=CONTEXT,
         clean_up_tokenization_spaces=False,
     )
 
@@ -83,7 +85,7 @@ def make_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen3ForCausalL
         num_attention_heads=4,
         num_key_value_heads=2,
         head_dim=16,
-        max_position_embeddings=512,
+        max_position_embeddings=CONTEXT,
         tie_word_embeddings=True,
         attention_dropout=0.0,
         pad_token_id=tokenizer.pad_token_id,

@@ -211,7 +211,7 @@ def test_a_context_that_is_too_short_rules_a_model_out(models, tmp_path):
 
 def test_the_shipped_model_is_planned_as_the_demo_runs_it():
     plan = make_plan(manifest("tiny", max_tokens=20), device=cpu(2))
-    assert (plan.model, plan.lora, plan.precision, plan.context_length) == ("tiny", False, "fp32", 512)
+    assert (plan.model, plan.lora, plan.precision, plan.context_length) == ("tiny", False, "fp32", 4096)
     policy = Policy.of(plan, threads=1)
     assert (policy.name, policy.lora, policy.gradient_checkpointing) == ("tiny", False, False)
 
