@@ -19,10 +19,11 @@ from pathlib import Path
 import torch
 
 from swarm.learner.trainer import Learner, TrainingGroup, Update
-from swarm.manifest import Learn, Sampling, StageName
+from swarm.manifest import Learn, Rewards, Sampling, StageName
 from swarm.policy.model import Policy
 from swarm.tasks import Question, stages
 from swarm.tasks.arithmetic import Arithmetic
+from swarm.tasks.prompts import Named
 
 GROUP_SIZE = 8
 SHOWN = 4  # students in a critique or revise prompt, and critiques in a revise prompt
@@ -37,7 +38,7 @@ class Asked:
     question: Question
     text: str
     students: tuple[str, ...] = ()
-    critiques: tuple[stages.Named, ...] = ()
+    critiques: tuple[Named, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -79,8 +80,10 @@ def score(stage: StageName, asked: Asked, text: str) -> float:
         return TASK.score(asked.question, text)
     if stage == "critique":
         scores = [TASK.score(asked.question, student) for student in asked.students]
-        return stages.critique_reward(stages.read_critique(text, len(scores)), scores)
-    return stages.revise_reward(TASK, asked.question, text, asked.students, asked.critiques)
+        return stages.critique_reward(TASK.read_critique(text, len(scores)), scores)
+    final, named = TASK.read_revision(text, len(asked.students))
+    shown = [(TASK.score(asked.question, student), TASK.gist(student)) for student in asked.students]
+    return stages.revise_reward(Rewards(), TASK.score(asked.question, final), named, shown, asked.critiques)
 
 
 def _digest(*fields: object) -> bytes:
@@ -103,11 +106,11 @@ def run_round(
             seconds[index] += time.perf_counter() - began
 
     perform(
-        "answer", [[Asked(question, stages.answer_prompt(question)) for question in questions]] * len(peers)
+        "answer", [[Asked(question, TASK.answer_prompt(question)) for question in questions]] * len(peers)
     )
     critiques, revisions = [], []
     for _ in peers:
-        for prompts, ask in ((critiques, stages.critique_prompt), (revisions, None)):
+        for prompts, ask in ((critiques, TASK.critique_prompt), (revisions, None)):
             shown = [
                 tuple(rng.choice(rng.choice(groups)[0][j].texts) for _ in range(rng.randint(1, SHOWN)))
                 for j in range(others)
@@ -120,8 +123,8 @@ def run_round(
         for j, asked in enumerate(prompts):
             # Critiques are shown in the letters of this prompt, as if they had been about its students.
             texts = [rng.choice(groups[index][1][j].texts) for _ in range(rng.randint(0, SHOWN))]
-            named = tuple(stages.read_critique(text, len(asked.students)) for text in texts)
-            text = stages.revise_prompt(asked.question, asked.students, named)
+            named = tuple(TASK.read_critique(text, len(asked.students)) for text in texts)
+            text = TASK.revise_prompt(asked.question, asked.students, named)
             prompts[j] = Asked(asked.question, text, asked.students, named)
     perform("revise", revisions)
     updates = []

@@ -28,7 +28,7 @@ from msgspec import Struct
 
 from swarm.learner.trainer import TrainingGroup
 from swarm.manifest import Learn
-from swarm.tasks import Question, stages
+from swarm.tasks import Question
 
 Tasks = Literal["own", "all"]
 
@@ -201,7 +201,7 @@ def _draw(setting: Setting, number: int, index: int, training: dict[str, list[Qu
 
 
 def _asked(question: Question) -> Asked:
-    return Asked(question, stages.answer_prompt(question))
+    return Asked(question, question.text)
 
 
 def _reencoded(peer: Peer, sampled: Sampled) -> TrainingGroup:

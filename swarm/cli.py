@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from identity import IdentityError
-from swarm import identity_commands
+from swarm import identity_commands, task_commands
 from swarm.console import complain, log_to_stderr, say
 from swarm.errors import LedgerError, SwarmError, UsageError
 from swarm.options import count, ether, host_and_port, model_options, network_options, seed, trackers
@@ -40,6 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         say("swarm: stopped")
         return EXIT_INTERRUPTED
+    except BrokenPipeError:  # who read our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILED
 
 
 def _interrupt_again(unraisable: sys.UnraisableHookArgs) -> None:
@@ -62,6 +66,7 @@ def _demo(arguments: argparse.Namespace) -> int:
         report=arguments.report,
         manifest=arguments.manifest or DEMO_MANIFEST,
         home=arguments.home,
+        model=arguments.model,
     )
     return run_demo(options, Console())
 
@@ -70,17 +75,19 @@ def _create(arguments: argparse.Namespace) -> int:
     import time
 
     from identity import load_or_create_wallet
+    from swarm.ledger.client import connect
     from swarm.ledger.creation import deploy, deploy_view
     from swarm.ledger.join import check_url
-    from swarm.manifest import load
+    from swarm.manifest import succeed
     from swarm.settings import machine_dir
-    from swarm.tasks import load_task
+    from swarm.task_check import check_loads
 
     check_url(arguments.rpc, "--rpc", "an RPC URL")
     if arguments.relay:
         check_url(arguments.relay, "--relay", "a relay's URL")
-    manifest = load(arguments.manifest)
-    load_task(manifest.task)  # before it is paid for: its parameters may be wrong
+    manifest = check_loads(arguments.manifest)  # before it is paid for: a task's parameters may be wrong
+    if arguments.successor_of:
+        manifest = succeed(manifest, connect(arguments.successor_of).swarm_id)
     wallet = load_or_create_wallet(Settings(home=arguments.home).wallet_path)
     genesis = int(time.time()) + arguments.delay
     ledger = deploy(arguments.rpc, wallet, manifest, genesis, machine_dir(), say)
@@ -262,6 +269,9 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument(
         "--manifest", type=Path, metavar="FILE", help="another swarm's rules (configs/demo.yaml)"
     )
+    demo.add_argument(
+        "--model", metavar="NAME", help="which of the manifest's models (tiny, if it is one of them)"
+    )
     demo.set_defaults(run=_demo)
 
     create = commands.add_parser(
@@ -273,6 +283,9 @@ def _parser() -> argparse.ArgumentParser:
     create.add_argument("--rpc", required=True, metavar="URL", help="the chain's RPC endpoint")
     create.add_argument(
         "--delay", type=seed, default=30, metavar="SECONDS", help="until the first round (%(default)s)"
+    )
+    create.add_argument(
+        "--successor-of", metavar="SWARM", help="the join line of the swarm that this one continues"
     )
     create.add_argument("--relay", metavar="URL", help="a relay to name in the join line")
     create.add_argument("--json", action="store_true", help="for scripts")
@@ -372,6 +385,7 @@ def _parser() -> argparse.ArgumentParser:
     status.set_defaults(run=_status)
 
     identity_commands.add_parser(commands, home)
+    task_commands.add_parser(commands)
     return parser
 
 

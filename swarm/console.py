@@ -12,7 +12,12 @@ if TYPE_CHECKING:
 
 def complain(error: Exception) -> None:
     """One line; what a ledger or peer put into it cannot steer the terminal."""
-    print("swarm: " + "".join(c if c.isprintable() else " " for c in str(error)), file=sys.stderr)
+    print(f"swarm: {plain(str(error))}", file=sys.stderr)
+
+
+def plain(text: str, keep: str = "") -> str:
+    """Text of others for a terminal: what is not printable, but for `keep`, becomes a space."""
+    return "".join(c if c.isprintable() or c in keep else " " for c in text)
 
 
 def say(what: str) -> None:

@@ -34,10 +34,10 @@ from swarm.ledger.client import LedgerClient
 from swarm.ledger.creation import deploy
 from swarm.ledger.deliveries import Deliveries
 from swarm.ledger.devnet import Devnet
-from swarm.manifest import Manifest, load
+from swarm.manifest import EMBEDDED_MODEL, Manifest
 from swarm.records import Records
 from swarm.settings import Settings
-from swarm.tasks import load_task
+from swarm.task_check import check_loads
 
 DEMO_MANIFEST = Path(__file__).parent.parent / "configs" / "demo.yaml"
 # From the start of the peers to the first round: what four peers take to load on two cores, and more.
@@ -59,6 +59,7 @@ class Options:
     report: Path | None
     manifest: Path
     home: Path
+    model: str | None = None  # one of the manifest's; None: tiny where it is allowed, which needs no network
 
 
 @dataclass
@@ -79,8 +80,8 @@ class DemoPeer:
 def run_demo(options: Options, console: Console) -> int:
     """Run a demo to its end; returns the exit code. Leaving it in any way stops all it started."""
     started = time.monotonic()
-    manifest = msgspec.structs.replace(load(options.manifest), seed=options.seed)
-    load_task(manifest.task)  # before anything is started: its parameters may be wrong
+    # Before anything is started: a task's parameters may be wrong.
+    manifest = msgspec.structs.replace(check_loads(options.manifest), seed=options.seed)
     folder = _make_folder(options)
     report_path = options.report or folder / "report.json"
     _check_writable(report_path)
@@ -105,7 +106,7 @@ def run_demo(options: Options, console: Console) -> int:
         )
         stack.callback(_stop, peers)
         for peer in peers:
-            _start(peer, ledger, options, folder / MACHINE_FOLDER)
+            _start(peer, ledger, manifest, options, folder / MACHINE_FOLDER)
             guard.watch(peer.process.pid)  # type: ignore[union-attr]
         _watch(peers, ledger, manifest, options, console)
         _stop(peers)
@@ -121,7 +122,7 @@ def run_demo(options: Options, console: Console) -> int:
 
     report_path.write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=2) + b"\n")
     plot_path = report_path.with_suffix(".png")
-    plot_rewards(result, plot_path)
+    plot_rewards(result, manifest.rewards, plot_path)
     _discard_bulk(peers)
     console.print(leaderboard_table(records, title=f"Leaderboard, read from {ledger.address}"))
     console.print(
@@ -179,11 +180,13 @@ def _make_peer(home: Path, devnet: Devnet) -> DemoPeer:
     return DemoPeer(settings, identity, view=PeerView(peer_name(identity.peer)))
 
 
-def _start(peer: DemoPeer, ledger: LedgerClient, options: Options, machine: Path) -> None:
+def _start(peer: DemoPeer, ledger: LedgerClient, manifest: Manifest, options: Options, machine: Path) -> None:
     threads = max(1, (os.cpu_count() or 1) // options.peers)
     command = [sys.executable, "-m", "swarm", "join", ledger.join_line]
     command += ["--home", str(peer.settings.home), "--rounds", str(options.rounds), "--threads", str(threads)]
     command += ["--memory-share", str(1 / options.peers)]
+    model = options.model or (EMBEDDED_MODEL if EMBEDDED_MODEL in manifest.models else None)
+    command += ["--model", model] if model else []
     with _log_path(peer).open("wb") as log:
         # A session of its own: its p2p daemon can be ended with it, and Ctrl-C reaches only the demo.
         peer.process = subprocess.Popen(

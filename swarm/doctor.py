@@ -28,11 +28,13 @@ LEDGER_SECONDS = 45.0  # a few requests of at most ten
 
 _MACHINE_CHECKS: tuple[tuple[str, float, Callable[[Patient], Check]], ...] = (
     ("software", LOCAL_SECONDS, doctor_machine.software),
+    ("sandbox", LOCAL_SECONDS, doctor_machine.sandbox),
     ("home", LOCAL_SECONDS, doctor_machine.home),
     ("swarm.pem", LOCAL_SECONDS, doctor_machine.key),
     ("journal", LOCAL_SECONDS, doctor_machine.journal),
     ("wallet", WALLET_SECONDS, doctor_machine.wallet),
     ("ledger", LEDGER_SECONDS, doctor_machine.ledger),
+    ("tasks", LOCAL_SECONDS, doctor_machine.tasks),
     ("clock", LEDGER_SECONDS, doctor_machine.clock),
     ("funds", LEDGER_SECONDS, doctor_machine.funds),
     ("ports", LOCAL_SECONDS, doctor_machine.ports),

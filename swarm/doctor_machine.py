@@ -16,6 +16,7 @@ import msgspec
 
 from identity import Identity, read_private_file
 from swarm.diagnosis import Check, Patient, State, diagnosis
+from swarm.errors import UsageError
 from swarm.exchange.reach import check_free
 from swarm.settings import Settings
 
@@ -50,6 +51,21 @@ def software(_: Patient) -> Check:
         )
     named = ", ".join(f"{package} {version(package)}" for package in KEY_PACKAGES)
     return diagnosis("software", "ok", f"Python {platform.python_version()}, {named}")
+
+
+def sandbox(_: Patient) -> Check:
+    """Whether this machine can keep what scores strangers' text from doing anything else."""
+    from swarm.sandbox import check_sandbox
+
+    problem = check_sandbox()
+    if problem:
+        return diagnosis(
+            "sandbox",
+            "warning",
+            problem,
+            "only swarms of the task arithmetic can be joined",
+        )
+    return diagnosis("sandbox", "ok", "strangers' text can be scored where it can do nothing else")
 
 
 def home(patient: Patient) -> Check:
@@ -158,6 +174,21 @@ def ledger(patient: Patient) -> Check:
     return diagnosis(
         "ledger", "ok", f"{ledger.host} serves {name} ({ledger.address}) on chain {ledger.chain_id}"
     )
+
+
+def tasks(patient: Patient) -> Check:
+    """Whether the swarm's tasks are installed as its manifest pins them."""
+    from swarm.tasks.packages import check_packages
+
+    if patient.ledger is None:
+        return diagnosis("tasks", "skipped", _no_swarm(patient.settings))
+    manifest = patient.ledger.manifest()
+    names = ", ".join(choice.name for choice in manifest.tasks)
+    try:
+        check_packages(manifest)
+    except UsageError as error:
+        return diagnosis("tasks", "failed", names, str(error))
+    return diagnosis("tasks", "ok", f"{names}, with {len(manifest.packages)} packages as pinned")
 
 
 def clock(patient: Patient) -> Check:

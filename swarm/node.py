@@ -40,7 +40,9 @@ from swarm.manifest import STAGE_NUMBER
 from swarm.performer import Pace, Performer
 from swarm.records import Records, RoundRecord, Status
 from swarm.settings import Settings, hold_home, machine_dir
-from swarm.tasks import load_task
+from swarm.succession import inheritance
+from swarm.task_process import open_tasks
+from swarm.tasks.packages import check_packages
 from swarm.training import SamplingState, Training
 
 log = logging.getLogger("swarm.node")
@@ -110,7 +112,8 @@ class Node:
         self._stack.callback(self._records.close)
         self._must_listen = self._reason_to_listen()
         self._set_status("starting")
-        self._task = load_task(self.manifest.task)
+        check_packages(self.manifest)
+        self._tasks = self._stack.enter_context(open_tasks(self.manifest))
         self._link.start()
         # An earlier life may have ended between a round's record and its report.
         self._link.report(*[record.report for record in self._records.rounds()])
@@ -121,6 +124,7 @@ class Node:
             folder,
             peer=self.name,
             recorded={record.round for record in self._records.rounds()},
+            inherited=inheritance(settings, self.manifest),
         )
         self._stack.callback(self._training.close)
         self._beacon = self.manifest.swarm_id  # of the last round; before the first, anything all peers share
@@ -281,7 +285,7 @@ class Node:
         state = self._sampling_state(number, is_ranked)
         rules = round.RoundRules(
             manifest=self.manifest,
-            task=self._task,
+            tasks=self._tasks,
             peer=self.identity.peer,
             round=number,
             starts_at=self._starts_at(number),

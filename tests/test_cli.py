@@ -54,7 +54,7 @@ def test_wrong_task_is_noticed_before_anything_is_started_or_paid_for(tmp_path):
     ):
         process = swarm(*arguments, home=tmp_path / "home")
         assert process.returncode == 2
-        assert "unknown task 'arithmetics'" in process.stderr
+        assert "task 'arithmetics' is not installed" in process.stderr
         assert not (tmp_path / "home").exists()
 
 

@@ -108,6 +108,7 @@ def test_empty_home_is_healthy_and_stays_empty(tmp_path, examine):
     assert code == 0
     assert {name for name, check in checks.items() if check["state"] == "ok"} == {
         "software",
+        "sandbox",
         "home",
         "ports",
         "libp2p",
@@ -120,7 +121,7 @@ def test_empty_home_is_healthy_and_stays_empty(tmp_path, examine):
 def test_text_says_one_line_for_each_check(tmp_path, capsys):
     assert main(["doctor", "--home", str(tmp_path / "none")]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 12
+    assert len(lines) == 14
     assert {line.split()[0] for line in lines} == {"ok", "skipped"}
 
 
