@@ -102,8 +102,14 @@ class Confined:
         with self._lock:
             if self._channel is None:
                 raise SandboxError("the sandbox is closed, or its process was ended from outside")
-            self._renew()
-            self._channel.greeting(GREETING_SECONDS)
+            try:
+                self._renew()
+                self._channel.greeting(GREETING_SECONDS)
+            except BaseException:  # a greeting that comes late would be taken for an answer
+                if self._channel is not None:
+                    self._channel.close()
+                    self._channel = None
+                raise
 
     def close(self) -> None:
         """End the processes at once; may come from any thread, also during a call."""

@@ -28,6 +28,9 @@ from swarm.sandbox.memory import limited_memory, prepare_bytes
 FORK = b"f"  # with the worker's end of a new channel; the worker before is ended
 
 
+_MOST_USAGE = 4000  # characters of what is wrong with the user's input
+
+
 class Prepared(msgspec.Struct, frozen=True):
     """What the zygote says when `prepare` is through."""
 
@@ -61,7 +64,8 @@ def main() -> NoReturn:
     except Exception as error:  # noqa: BLE001 - whatever fails there is told to the parent
         usage = isinstance(error, UsageError)
         kind = "" if usage or type(error).__module__ == "swarm.errors" else f"{type(error).__name__}: "
-        send(control, msgspec.json.encode(Prepared(kind + one_line(error), usage)))
+        reason = str(error)[:_MOST_USAGE] if usage else kind + one_line(error)
+        send(control, msgspec.json.encode(Prepared(reason, usage)))
         _leave()
     gc.collect()
     gc.freeze()  # else the worker's first collection copies every page
@@ -77,7 +81,10 @@ def _fork_on_demand(control: socket.socket, handler: worker.Handler, memory_byte
         if asked != FORK or not descriptors:
             _leave()
         with socket.socket(fileno=descriptors[0]) as channel:
-            pid = worker.start(channel, handler, memory_bytes)
+            try:
+                pid = worker.start(channel, handler, memory_bytes)
+            except OSError:  # no room for one more process; the asker finds its channel closed
+                pid = None
         send(control, msgspec.json.encode(Forked(ended)))
 
 
