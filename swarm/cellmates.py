@@ -31,6 +31,7 @@ MAX_CHARS_PER_TOKEN = 16
 # together that: so many senders of slow texts cost a round, and not more.
 SENDER_SHARE = 0.03
 STAGE_SHARE = 0.3
+MAX_PROPOSED_CHARS = 4096  # of a proposed question: a longer one is none
 TOO_SLOW = "its texts take too long to score"
 
 
@@ -144,7 +145,8 @@ class Cellmates:
             if self._tasks.spent - began > STAGE_SHARE * self._manifest.round_seconds:
                 self.dropped["no time left to score it"] += 1
                 continue
-            self._tasks.allow(SENDER_SHARE * self._manifest.round_seconds)
+            if stage.name in ("answer", "critique"):  # others are not read here
+                self._tasks.allow(SENDER_SHARE * self._manifest.round_seconds)
             if stage.name == "answer":
                 for group in sent.groups:  # before any of its texts is read
                     if group.index < PROPOSED:
@@ -187,7 +189,9 @@ class Cellmates:
                 self.dropped[TOO_SLOW] += 1
                 continue
             question = self._read(candidate, left)
-            if question is not None and question.text not in texts:
+            if question is None or len(question.text) > MAX_PROPOSED_CHARS:
+                continue
+            if question.text not in texts:
                 texts.add(question.text)
                 proposal = Proposal(candidate.peer, candidate.leaf, question)
                 self.asked.setdefault(proposed_number(candidate.leaf), proposal)

@@ -34,7 +34,7 @@ _MACHINE_CHECKS: tuple[tuple[str, float, Callable[[Patient], Check]], ...] = (
     ("journal", LOCAL_SECONDS, doctor_machine.journal),
     ("wallet", WALLET_SECONDS, doctor_machine.wallet),
     ("ledger", LEDGER_SECONDS, doctor_machine.ledger),
-    ("tasks", LOCAL_SECONDS, doctor_machine.tasks),
+    ("tasks", LEDGER_SECONDS, doctor_machine.tasks),
     ("clock", LEDGER_SECONDS, doctor_machine.clock),
     ("funds", LEDGER_SECONDS, doctor_machine.funds),
     ("ports", LOCAL_SECONDS, doctor_machine.ports),

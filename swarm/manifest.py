@@ -7,6 +7,7 @@ the JSON schema for editors and `docs/manifest.md` are made from these structs (
 from __future__ import annotations
 
 import hashlib
+import re
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -22,6 +23,7 @@ PRINTABLE = r"^[^\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2066-\u2069]*$"
 MAX_MANIFEST_BYTES = 16 * 1024
 EMBEDDED_MODEL = "tiny"  # shipped with the project
 MAX_GROUPS = 4096  # of a peer in a stage
+MAX_REWARD_MICROS = 2**38  # a peer's round, on the ledger
 MIN_STAGE_SECONDS = 0.2  # sampling, publishing and hearing of it in less is no stage
 
 StageName = Literal["propose", "answer", "critique", "revise"]
@@ -183,7 +185,7 @@ class Predecessor(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
 
 
 class Audits(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """How often peers are spot-checked, and by whom. Nothing reads these yet: audits do not exist."""
+    """How often peers are spot-checked, and by whom. Audits do not exist yet; `kept_states` is kept to."""
 
     first_rounds: Annotated[int, _said("Every one of a peer's first rounds is audited.", ge=0, le=1000)] = 5
     rate: Annotated[Rate, _said("Then this share of its rounds,")] = 0.25
@@ -239,8 +241,8 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, di
     score_seconds: Annotated[
         float,
         _said(
-            "Scoring one completion may take so long; then it earns nothing, and whoever sends several such "
-            "is dropped for the round.",
+            "Scoring one completion may take so long; then it earns nothing. All that one sender publishes "
+            "in a stage may take 3% of a round.",
             ge=0.1,
             le=600,
         ),
@@ -272,8 +274,9 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, di
     def max_reward_micros(self) -> int:
         """The most that a peer can earn in a round, in micro-units; the contract refuses a report of more."""
         asked = self.asked_proposals if self.stage("propose") else 0
-        most = sum(stage.max_groups * self.rewards.most(stage.name) for stage in self.stages)
-        return round((most + asked * self.rewards.most("answer")) * MICROS)
+        # Rounded as a peer rounds what it reports: each completion's reward.
+        most = sum(stage.max_groups * round(self.rewards.most(stage.name) * MICROS) for stage in self.stages)
+        return most + asked * round(self.rewards.most("answer") * MICROS)
 
     @property
     def stage_ends_millionths(self) -> tuple[int, ...]:
@@ -355,6 +358,11 @@ def _check_size(data: bytes, name: str) -> None:
         )
 
 
+def normal_name(distribution: str) -> str:
+    """A distribution's name as PyPI compares it (PEP 503)."""
+    return re.sub(r"[-_.]+", "-", distribution).lower()
+
+
 def _first_fault(manifest: Manifest) -> tuple[Keys, str] | None:
     """What no type can say: where it stands, what is wrong and what is allowed; None if all is well."""
     return _stage_fault(manifest) or _timing_fault(manifest) or _other_fault(manifest)
@@ -394,13 +402,19 @@ def _other_fault(manifest: Manifest) -> tuple[Keys, str] | None:
             )
         if model in manifest.models[:index]:
             return ("models", index), f"models names {model!r} twice"
-    pinned = [package.distribution.lower().replace("_", "-") for package in manifest.packages]
+    pinned = [normal_name(package.distribution) for package in manifest.packages]
     for index, name in enumerate(pinned):
         if name in pinned[:index]:
             return ("packages", index), f"packages names {name!r} twice"
     for stage in manifest.stages:
         if manifest.rewards.most(stage.name) == 0:
             return ("rewards",), f"the {stage.name} stage pays nothing; give it a weight or leave it out"
+    if manifest.max_reward_micros >= MAX_REWARD_MICROS:
+        return (
+            "rewards",
+        ), f"a peer could earn {manifest.max_reward_micros / MICROS:,.0f} in a round; at most " + (
+            f"{MAX_REWARD_MICROS / MICROS:,.0f} fit on the ledger: lower weights or max_groups"
+        )
     answer = manifest.stage("answer")
     if answer and manifest.stage("propose") and answer.max_groups + manifest.asked_proposals > MAX_GROUPS:
         return (

@@ -28,7 +28,7 @@ from identity import (
 from swarm import effects, round
 from swarm.digest import Purpose, derive
 from swarm.draw import Draw
-from swarm.errors import ExchangeError, LedgerError, SwarmError
+from swarm.errors import ExchangeError, LedgerError, SandboxError, SwarmError
 from swarm.exchange import wire
 from swarm.exchange.health import Health
 from swarm.exchange.multiaddr import most_public
@@ -52,7 +52,7 @@ DRAIN_SECONDS = 60.0  # at the end of a run of so many rounds
 REPORT_SLOT = 255  # the journal's stage of a round's report
 # To see whether the last report is in a block, on which depends what to sample with: of a round, and at most.
 REPORT_SHARE, MAX_REPORT_SECONDS = 0.05, 2.0
-# A round is still worth joining while this share of its first stage is ahead.
+# A round is still worth joining while this share of the time until its answers are due is ahead.
 JOIN_SHARE = 0.5
 
 
@@ -251,7 +251,7 @@ class Node:
         if elapsed < 0:
             return 0
         current, into = divmod(elapsed, self.manifest.round_seconds)
-        join_until = JOIN_SHARE * self.manifest.stages[0].ends_at * self.manifest.round_seconds
+        join_until = JOIN_SHARE * self._answers_end * self.manifest.round_seconds
         return max(last + 1, int(current) if into < join_until else int(current) + 1)
 
     def _wait_until(self, moment: float) -> None:
@@ -263,9 +263,7 @@ class Node:
 
         The exchange is told the cells, so that it refuses what is announced in a wrong one.
         """
-        give_up = self._starts_at(number) + (
-            JOIN_SHARE * self.manifest.stages[0].ends_at * self.manifest.round_seconds
-        )
+        give_up = self._starts_at(number) + (JOIN_SHARE * self._answers_end * self.manifest.round_seconds)
         seen = self._link.await_round(number, give_up)
         if seen is not None:
             self._beacon, self._active = seen
@@ -277,6 +275,11 @@ class Node:
         # A draw of our own is not everybody's: then others' cells are theirs to know.
         self._exchange.enter(number, draw.cell if seen is not None else None)
         return draw, seen is not None
+
+    @property
+    def _answers_end(self) -> float:
+        """The fraction of a round at which its answers are due."""
+        return next(stage.ends_at for stage in self.manifest.stages if stage.name == "answer")
 
     # One round
 
@@ -303,7 +306,11 @@ class Node:
             commit=lambda commit: self._commit(commit, performer),
             show=lambda stage: self._set_status(stage, number),
         )
-        effects.run(round.play(rules), performer.perform)
+        try:
+            effects.run(round.play(rules), performer.perform)
+        except SandboxError as error:
+            log.error("round cannot be played to its end round=%d error=%r", number, str(error))
+            return
         spent = " ".join(f"{kind}={seconds:.2f}" for kind, seconds in performer.seconds.items())
         log.info("time of round=%d tokens=%d %s", number, performer.tokens, spent)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 
 from msgspec import Struct
@@ -31,7 +32,7 @@ class Rehearsed(Struct, frozen=True):
     """What came of it."""
 
     groups: dict[str, int]  # by stage, of all peers
-    rewards: dict[str, float]  # by stage: the mean of all completions
+    rewards: dict[str, float]  # by stage: the mean of the peers' means
     too_long: dict[str, int]  # by stage: prompts that the model cannot read
     dropped: dict[str, int]  # what peers refused of each other, by reason
     asked_proposals: int
@@ -123,7 +124,7 @@ class _Rehearsal:
         limit = self._policy.context_length - stage.max_tokens
         self._too_long[stage.name] = self._too_long.get(stage.name, 0) + sum(len(p) > limit for p in encoded)
         # Both kinds of questions, where the cell is asked proposed ones too: they come by turns.
-        short = [prompt for prompt in encoded[:GROUPS] if len(prompt) <= limit]
+        short = list(takewhile(lambda prompt: len(prompt) <= limit, encoded[:GROUPS]))
         groups = self._policy.sample(
             short, effect.seeds[: len(short)], max_tokens=stage.max_tokens, sampling=self._manifest.sampling
         )

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import zip_longest
 
-from swarm.cellmates import Answer, Cellmates, Critique, groups_limit, proposed_number
+from swarm.cellmates import PROPOSED, Answer, Cellmates, Critique, groups_limit, proposed_number
 from swarm.draw import Draw
 from swarm.effects import Commit, Gather, Learn, Played, Publish, Sample, TrainingGroup
 from swarm.exchange import wire
@@ -67,9 +67,9 @@ class OwnGroup:
     """A group that we sampled, with its rewards."""
 
     stage: Stage
-    prompt: str
+    ask: Ask
     group: wire.Group
-    rewards: tuple[float, ...]  # of proposals, only known once the others have answered
+    rewards: tuple[float, ...] = ()  # once they are known; of proposals when the others have answered
 
 
 async def play(rules: RoundRules) -> Played:
@@ -80,9 +80,9 @@ async def play(rules: RoundRules) -> Played:
     rollouts: list[bytes] = []
     begins = 0.0
     for stage in rules.manifest.stages:
-        groups = await _sample(rules, stage, _asks(rules, stage, mates), mates, begins)
-        own += groups
+        groups = await _sample(rules, stage, _asks(rules, stage, mates), begins)
         rollouts.append(await _publish(rules, stage, cell, groups))
+        own += [replace(made, rewards=_rewards(rules, made, mates)) for made in groups]
         heard = await Gather(
             STAGE_NUMBER[stage.name],
             cell,
@@ -144,9 +144,10 @@ def _asks(rules: RoundRules, stage: Stage, mates: Cellmates) -> list[Ask]:
         seeds = [rules.draw.proposal_seed(rules.peer, k) for k in range(stage.max_groups)]
         return [Ask(k, rules.tasks.propose_prompt(seed)) for k, seed in enumerate(seeds)]
     if stage.name == "answer":
-        return [Ask(j, rules.tasks.answer_prompt(mates.question(j))) for j in _answered(rules, stage, mates)]
+        numbers = _by_turns(rules, mates, {*range(stage.max_groups), *mates.asked})
+        return [Ask(j, rules.tasks.answer_prompt(mates.question(j))) for j in numbers]
     asks = []
-    for j in sorted(mates.answers)[: stage.max_groups]:
+    for j in _by_turns(rules, mates, set(mates.answers))[: stage.max_groups]:
         question = mates.question(j)
         answers = rules.draw.pick(
             rules.peer,
@@ -165,10 +166,14 @@ def _asks(rules: RoundRules, stage: Stage, mates: Cellmates) -> list[Ask]:
     return asks
 
 
-def _answered(rules: RoundRules, stage: Stage, mates: Cellmates) -> list[int]:
-    """Drawn and proposed questions by turns, so that a slow peer answers both; none of our own."""
-    drawn = range(stage.max_groups)
-    proposed = [number for number, proposal in mates.asked.items() if proposal.peer != rules.peer]
+def _by_turns(rules: RoundRules, mates: Cellmates, numbers: set[int]) -> list[int]:
+    """Drawn and proposed questions by turns, so that a slow peer takes both; none of our own."""
+    drawn = sorted(number for number in numbers if number < PROPOSED)
+    proposed = [
+        number
+        for number, proposal in mates.asked.items()
+        if number in numbers and proposal.peer != rules.peer
+    ]
     return [number for pair in zip_longest(drawn, proposed) for number in pair if number is not None]
 
 
@@ -188,10 +193,8 @@ def _shown_critiques(
     return [(c, Named(None if c.named is None else gists.index(c.named))) for c in picked]
 
 
-async def _sample(
-    rules: RoundRules, stage: Stage, asks: list[Ask], mates: Cellmates, begins: float
-) -> list[OwnGroup]:
-    """Sample as many of the asked groups as the time allows, and score them."""
+async def _sample(rules: RoundRules, stage: Stage, asks: list[Ask], begins: float) -> list[OwnGroup]:
+    """Sample as many of the asked groups as the time allows."""
     if not asks:
         return []
     number = STAGE_NUMBER[stage.name]
@@ -206,24 +209,23 @@ async def _sample(
     made = [
         OwnGroup(
             stage,
-            ask.prompt,
+            ask,
             wire.Group(
                 index=ask.index,
                 answers=tuple(answer.leaf for answer in ask.answers),
                 critiques=tuple(critique.leaf for critique, _ in ask.critiques),
                 completions=completions,
             ),
-            _rewards(rules, stage, ask, mates, [completion.text for completion in completions]),
         )
         for ask, completions in zip(asks, sampled, strict=False)
     ]
     return sorted(made, key=lambda own: own.group.index)
 
 
-def _rewards(
-    rules: RoundRules, stage: Stage, ask: Ask, mates: Cellmates, texts: list[str]
-) -> tuple[float, ...]:
+def _rewards(rules: RoundRules, made: OwnGroup, mates: Cellmates) -> tuple[float, ...]:
     """What each completion of a group earns; of proposals nothing yet."""
+    stage, ask = made.stage, made.ask
+    texts = [completion.text for completion in made.group.completions]
     if stage.name == "propose":
         return (0.0,) * len(texts)
     pays, tasks, question = rules.manifest.rewards, rules.tasks, mates.question(ask.index)
@@ -301,7 +303,7 @@ def _own_groups(rules: RoundRules, own: list[OwnGroup]) -> list[TrainingGroup]:
         TrainingGroup(
             digest=group_digest(rules.peer, rules.round, STAGE_NUMBER[made.stage.name], made.group),
             sender=rules.peer,
-            prompt=made.prompt,
+            prompt=made.ask.prompt,
             leaves=_leaves(rules, made),
             completions=made.group.completions,
             rewards=made.rewards,

@@ -7,10 +7,14 @@ in the old one named as its state after.
 from __future__ import annotations
 
 import logging
+import sqlite3
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
+from swarm.errors import ModelError
 from swarm.manifest import Manifest
 from swarm.policy.plan import Plan, read_plan
 from swarm.records import Records
@@ -45,13 +49,19 @@ def inheritance(settings: Settings, manifest: Manifest) -> Inheritance | None:
         log.info("no state of the predecessor here swarm=%s", before.swarm[:12])
         return None
     folder = max(folders, key=lambda one: (one / "state.sqlite").stat().st_mtime)
-    plan = read_plan(folder / "plan.json")
+    try:
+        plan = read_plan(folder / "plan.json")
+        with closing(Records(folder / "state.sqlite", read_only=True)) as records:
+            recorded = (
+                frozenset(record.round for record in records.rounds()) if records.exist else frozenset()
+            )
+    except (ModelError, sqlite3.Error, msgspec.MsgspecError) as error:
+        log.warning("state of the predecessor cannot be read folder=%s error=%r", folder, str(error))
+        return None
     if plan is None or plan.model not in manifest.models:
         log.warning(
             "state of the predecessor is of a model that this swarm does not allow model=%s",
             plan.model if plan else None,
         )
         return None
-    with closing(Records(folder / "state.sqlite", read_only=True)) as records:
-        recorded = frozenset(record.round for record in records.rounds()) if records.exist else frozenset()
     return Inheritance(plan, folder / "checkpoints", recorded)

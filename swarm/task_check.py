@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Literal
 import msgspec
 from msgspec import Struct
 
+from swarm.cellmates import SENDER_SHARE, most_groups
 from swarm.errors import ModelError, SwarmError, UsageError
 from swarm.manifest import EMBEDDED_MODEL, Manifest, parse, read
 from swarm.manifest_source import Source
@@ -100,19 +102,15 @@ def check(path: Path, questions: int = QUESTIONS) -> Iterator[Finding]:
             "pins", "skipped", f"not pinned, so peers may have others: {', '.join(missing)}; see `task pin`"
         )
     steps = (_check_draws, _check_scores, _check_lengths, _check_stages)
-    # Two processes, with hash seeds of their own, as two peers have them.
-    with TaskProcess(manifest, hash_seed=1) as one, TaskProcess(manifest, hash_seed=2) as other:
-        seeds = [hashlib.sha256(b"check" + n.to_bytes(4, "big")).digest() for n in range(questions)]
-        try:
+    try:
+        # Two processes, with hash seeds of their own, as two peers have them.
+        with TaskProcess(manifest, hash_seed=1) as one, TaskProcess(manifest, hash_seed=2) as other:
+            seeds = [hashlib.sha256(b"check" + n.to_bytes(4, "big")).digest() for n in range(questions)]
             drawn = [one.draw(seed) for seed in seeds]
-        except SwarmError as error:
-            yield Finding("draw", "failed", str(error))
-            return
-        for step in steps:
-            try:
+            for step in steps:
                 yield from step(manifest, one, other, drawn)
-            except SwarmError as error:
-                yield Finding(step.__name__.removeprefix("_check_"), "failed", str(error))
+    except SwarmError as error:
+        yield Finding("tasks", "failed", str(error))
 
 
 def _check_draws(
@@ -138,11 +136,14 @@ def _check_scores(
 ) -> Iterator[Finding]:
     wrong_side = {"right": 0, "wrong": 0}
     differing = slow = 0
+    seconds = 0.0
     worst = ""
     some = _spread(drawn, _SCORED)
     for question in some:
         completions = [question.answer, one.wrong_answer(question), *_GARBAGE, question.text]
+        began = time.monotonic()
         judged = one.judge(question, completions)
+        seconds += time.monotonic() - began
         differing += judged != other.judge(question, completions)
         slow += sum(each.score is None for each in judged)
         right, wrong = judged[0].score or 0.0, judged[1].score or 0.0
@@ -163,6 +164,21 @@ def _check_scores(
         yield Finding("score", "failed", f"of {count} completions: {'; '.join(faults)}. {worst}".strip())
     else:
         yield Finding("score", "passed", f"{count} completions, right, wrong and hostile, within [0, 1]")
+    yield _pace(manifest, seconds / count)
+
+
+def _pace(manifest: Manifest, each: float) -> Finding:
+    """Whether peers like this machine can score all that one of them may publish, in its share of a round."""
+    stage = manifest.stage("answer")
+    assert stage is not None  # every swarm has it
+    most = most_groups(manifest, stage) * manifest.group_size
+    share = SENDER_SHARE * manifest.round_seconds
+    detail = f"{each * 1e3:.1f} ms a completion here; {most} of one sender have {share:.1f} s"
+    if each * most <= share:
+        return Finding("pace", "passed", detail)
+    return Finding(
+        "pace", "skipped", f"{detail}: lengthen round_seconds or lower max_groups, or honest peers lose some"
+    )
 
 
 def _check_lengths(

@@ -120,17 +120,22 @@ def _describe(name: str) -> int:
 
 
 def _preview(arguments: argparse.Namespace) -> int:
-    from swarm.manifest import Manifest, load
+    from swarm.manifest import Manifest, load, read
+    from swarm.manifest_source import Source
     from swarm.task_preview import preview
-    from swarm.tasks import task_class, task_names
+    from swarm.tasks import Complain, complaint, task_class, task_names
+
+    complain: Complain
 
     if arguments.task in task_names() and not Path(arguments.task).is_file():
+        complain = complaint
         given = _parameters(arguments.parameters)
         manifest = _manifest_of(arguments.task, task_class(arguments.task).example | given)
     elif Path(arguments.task).suffix in (".yaml", ".yml") or Path(arguments.task).is_file():
         if arguments.parameters is not None:
             raise UsageError("--parameters is for a task's name; a manifest has them inside")
         manifest = load(Path(arguments.task))
+        complain = Source(read(Path(arguments.task)), arguments.task).error
     else:
         raise UsageError(
             f"{arguments.task!r} is neither an installed task ({', '.join(task_names())}) "
@@ -138,7 +143,8 @@ def _preview(arguments: argparse.Namespace) -> int:
         )
     assert isinstance(manifest, Manifest)
     with _busy("loading the task"):
-        shown = preview(manifest, hashlib.sha256(b"preview" + arguments.seed.to_bytes(8, "big")).digest())
+        seed = hashlib.sha256(b"preview" + arguments.seed.to_bytes(8, "big")).digest()
+        shown = preview(manifest, seed, complain)
     if arguments.json:
         print(msgspec.json.format(msgspec.json.encode(shown), indent=2).decode())
         return 0
@@ -229,7 +235,7 @@ def _pin(arguments: argparse.Namespace) -> int:
 
 
 # The key and what is indented below it, or belongs to it on its line.
-_PACKAGES = re.compile(r"^packages:.*\n(?:[ \t-].*\n)*", re.M)
+_PACKAGES = re.compile(r"^packages:.*\n(?:(?:[ \t]*\n|#.*\n)*[ \t-].*\n)*", re.M)
 
 
 def _write_pins(path: Path, block: str) -> None:
@@ -237,13 +243,16 @@ def _write_pins(path: Path, block: str) -> None:
     from swarm.errors import SwarmError
     from swarm.manifest import parse
 
-    text = path.read_text()
+    text = path.read_bytes().decode()
     text = text if text.endswith("\n") else f"{text}\n"
     changed = _PACKAGES.sub(lambda _: block, text, count=1) if _PACKAGES.search(text) else text + block
-    parse(changed.encode(), str(path))  # before the old one is gone
-    try:
-        path.write_text(changed)
+    parse(changed.encode(), str(path))
+    beside = path.with_name(f".{path.name}.new")
+    try:  # whole, or not at all
+        beside.write_bytes(changed.encode())
+        beside.replace(path)
     except OSError as error:
+        beside.unlink(missing_ok=True)
         raise SwarmError(f"cannot write {path}: {error.strerror}") from error
     say(f"pinned in {path}")
 

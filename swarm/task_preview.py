@@ -8,7 +8,7 @@ from msgspec import Struct
 
 from swarm.manifest import Manifest
 from swarm.task_process import open_tasks
-from swarm.tasks import Drawn, Tasks
+from swarm.tasks import Complain, Drawn, Tasks, complaint
 from swarm.tasks.prompts import Named, shown_text
 
 
@@ -38,9 +38,9 @@ class Preview(Struct, frozen=True):
             yield f"{title}, scores {scored.score}", scored.completion
 
 
-def preview(manifest: Manifest, seed: bytes) -> Preview:
+def preview(manifest: Manifest, seed: bytes, complain: Complain = complaint) -> Preview:
     """The question of a 32-byte seed in all of a manifest's stages, two students' answers shown."""
-    with open_tasks(manifest) as tasks:
+    with open_tasks(manifest, complain) as tasks:
         question = tasks.draw(seed)
         completions = [question.answer, tasks.wrong_answer(question)]
         right, wrong = (

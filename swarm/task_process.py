@@ -13,8 +13,9 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from msgspec import Struct
@@ -24,12 +25,13 @@ from swarm.manifest import Manifest, parse_canonical
 from swarm.manifest_source import Keys
 from swarm.sandbox import Confined, check_sandbox, unlimited_memory
 from swarm.sandbox.channel import one_line
-from swarm.tasks import Complain, Drawn, Judged, Mixture, Tasks, complaint, is_harmless, load_tasks
+from swarm.tasks import Complain, Drawn, Judged, Mixture, Tasks, complaint, is_harmless, load_tasks, prompts
 from swarm.tasks.mixture import MAX_GIST_CHARS, clamped, within
 from swarm.tasks.prompts import UNREADABLE, Named
 from swarm.tasks.rubric import Grader, use_grader
 
 log = logging.getLogger("swarm.tasks")
+T = TypeVar("T")
 
 # Drawing a question and writing a prompt is the tasks' own work, not a stranger's text: it may take its time.
 _OWN_SECONDS = 60.0
@@ -130,8 +132,9 @@ class TaskProcess:
         self._left = math.inf  # of what `allow` gave
         self._spent = 0.0
         argument = msgspec.msgpack.encode(_Prepare(manifest.canonical, str(Path.cwd())))
+        self._start = partial(Confined, "swarm.task_process", argument, hash_seed=hash_seed)
         try:
-            self._confined = Confined("swarm.task_process", argument, hash_seed=hash_seed)
+            self._confined = self._start()
         except UsageError as error:
             try:
                 refused = msgspec.json.decode(str(error), type=_Refused)
@@ -156,7 +159,9 @@ class TaskProcess:
 
     def allow(self, seconds: float | None) -> None:
         """A new fork, in milliseconds."""
-        self._confined.refresh()
+        began = time.monotonic()
+        self._refresh()
+        self._spent += time.monotonic() - began
         self._left = math.inf if seconds is None else seconds
 
     def draw(self, seed: bytes) -> Drawn:
@@ -168,23 +173,29 @@ class TaskProcess:
         with self._alone(question):
             if question.proposal is not None:
                 # Reading it again is not the time of who answers it.
+                began = time.monotonic()
                 try:
-                    self._own("answer_prompt", question)
+                    self._call("answer_prompt", self._score_seconds, question)
                 except SandboxError as error:
                     log.warning("proposed question cannot be read again error=%r", str(error))
                     return [Judged(0.0, "")] * len(completions)
+                finally:
+                    self._spent += time.monotonic() - began
             try:
                 return self._judged(question, list(completions))
             except SandboxError:
                 return self._one_by_one(question, completions)
 
     def answer_prompt(self, question: Drawn) -> str:
-        """What the answer stage shows."""
-        return self._prompt("answer_prompt", question)
+        """What the answer stage shows; of a proposed question its bare text, if that fails."""
+        if question.proposal is None:
+            return str(self._own("answer_prompt", question))
+        return self._prompt("answer_prompt", question.text, question)
 
     def critique_prompt(self, question: Drawn, answers: Sequence[str]) -> str:
-        """Which is right?"""
-        return self._prompt("critique_prompt", question, list(answers))
+        """Which is right? Answers are strangers' texts: where the task fails on one, the words are ours."""
+        otherwise = prompts.critique_prompt(question.text, answers)
+        return self._prompt("critique_prompt", otherwise, question, list(answers))
 
     def read_critique(self, question: Drawn, completion: str, shown: int) -> Named:
         """Whom it names; unreadable if reading takes too long."""
@@ -192,7 +203,8 @@ class TaskProcess:
 
     def revise_prompt(self, question: Drawn, answers: Sequence[str], critiques: Sequence[Named]) -> str:
         """What is final?"""
-        return self._prompt("revise_prompt", question, list(answers), list(critiques))
+        otherwise = prompts.revise_prompt(question.text, answers, critiques, prompts.INSTRUCTION)
+        return self._prompt("revise_prompt", otherwise, question, list(answers), list(critiques))
 
     def read_revision(self, question: Drawn, completion: str, shown: int) -> tuple[str, Named]:
         """What to score, and whom it names."""
@@ -234,23 +246,35 @@ class TaskProcess:
     def _judged(self, question: Drawn, completions: list[str]) -> list[Judged]:
         judged = self._in_time("judge", question, completions)
         if len(judged) != len(completions):
-            self._confined.refresh()
+            self._refresh()
             raise SandboxDied("the tasks' process answered nonsense")
         return [
             Judged(None if one.score is None else clamped(one.score), one.gist[:MAX_GIST_CHARS])
             for one in judged
         ]
 
-    def _prompt(self, method: str, question: Drawn, *arguments: object) -> str:
-        """Of a proposed question the bare text, if its prompt cannot be had."""
-        if question.proposal is None:
-            return str(self._own(method, question, *arguments))
+    def _prompt(self, method: str, otherwise: str, question: Drawn, *arguments: object) -> str:
         with self._alone(question):
             try:
-                return str(self._own(method, question, *arguments))
+                return str(self._call(method, _OWN_SECONDS, question, *arguments))
             except SandboxError as error:
-                log.warning("proposed question has no prompt error=%r", str(error))
-                return question.text
+                log.warning("task writes no prompt method=%s error=%r", method, str(error))
+                return otherwise
+
+    def _refresh(self) -> None:
+        self._with_process(Confined.refresh)
+
+    def _with_process(self, action: Callable[[Confined], T]) -> T:
+        """Do it; with a new process if the one that forks is gone, as for want of memory it may be."""
+        try:
+            return action(self._confined)
+        except (SandboxTimeout, SandboxDied):
+            raise
+        except SandboxError as error:
+            log.warning("the tasks' process is gone, starting another error=%r", str(error))
+            self._confined.close()
+            self._confined = self._start()
+            return action(self._confined)
 
     @contextmanager
     def _alone(self, question: Drawn) -> Iterator[None]:
@@ -259,13 +283,13 @@ class TaskProcess:
             yield
         finally:
             if question.proposal is not None:
-                self._confined.refresh()
+                self._refresh()
 
     def _checked(self, drawn: Drawn, seed: bytes, proposal: str | None) -> Drawn:
         """The question, if it can be the one that was asked for."""
         is_it = (drawn.seed, drawn.proposal) == (seed, proposal) and 0 <= drawn.task < self._count
         if not is_it or max(len(drawn.text), len(drawn.answer)) > MAX_TEXT_CHARS:
-            self._confined.refresh()
+            self._refresh()
             raise SandboxError("the tasks' process answered with another question, or one that is too long")
         return drawn
 
@@ -297,7 +321,8 @@ class TaskProcess:
 
     def _call(self, method: str, seconds: float, *arguments: object) -> Any:
         call = _Call(method, msgspec.Raw(msgspec.msgpack.encode(arguments)))
-        answer = self._confined.call(msgspec.msgpack.encode(call), seconds)
+        request = msgspec.msgpack.encode(call)
+        answer = self._with_process(lambda confined: confined.call(request, seconds))
         limit = _ANSWER_BYTES
         if method == "judge":
             limit = 64 + _JUDGED_BYTES * len(arguments[1])  # type: ignore[arg-type]
@@ -309,7 +334,7 @@ class TaskProcess:
                 raise ValueError(reply.reason)
             return msgspec.msgpack.decode(reply.value, type=_METHODS[method][1])
         except (ValueError, RecursionError) as error:  # msgspec's and UnicodeDecodeError are ValueErrors
-            self._confined.refresh()
+            self._refresh()
             raise SandboxDied(f"the tasks' {method} failed: {one_line(error)}") from error
 
 

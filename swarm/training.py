@@ -79,14 +79,14 @@ class Training:
             show(table(self._plan))
             self._load(settings, self._plan, folder)
             self._push = self._hub_push(settings, folder)
+            self._checkpoints = Checkpoints(folder / "checkpoints", keep=manifest.audits.kept_states)
+            if not self._resume(self._checkpoints, recorded):
+                if inherited is not None and self._trains_like(inherited.plan):
+                    self._resume(Checkpoints(inherited.checkpoints), inherited.recorded)
+                self._keep(None)
         except BaseException:
             self._stack.close()
             raise
-        self._checkpoints = Checkpoints(folder / "checkpoints", keep=manifest.audits.kept_states)
-        if not self._resume(self._checkpoints, recorded):
-            if inherited is not None and self._trains_like(inherited.plan):
-                self._resume(Checkpoints(inherited.checkpoints), inherited.recorded)
-            self._keep(None)
 
     def close(self) -> None:
         """End helpers, curves and uploads, within bounds."""
@@ -138,10 +138,20 @@ class Training:
     def _inherit_plan(self, inherited: Inheritance, settings: Settings) -> Inheritance | None:
         """Train what the predecessor trained, unless the settings ask for something else."""
         plan = inherited.plan
-        if settings.model not in (None, plan.model) or settings.lora not in (None, plan.lora):
+        wishes, trained = (
+            (settings.model, settings.lora, settings.four_bit),
+            (plan.model, plan.lora, plan.four_bit),
+        )
+        if any(wish not in (None, was) for wish, was in zip(wishes, trained, strict=True)):
             log.warning("the predecessor's state is of another model, beginning anew model=%s", plan.model)
             return None
         write_plan(self._plan_path, plan)
+        try:
+            load_or_make_plan(self._plan_path, self._manifest, _wishes(settings))
+        except ModelError as error:
+            self._plan_path.unlink(missing_ok=True)
+            log.warning("the predecessor's model cannot be trained here, beginning anew error=%r", str(error))
+            return None
         return inherited
 
     def _trains_like(self, plan: Plan) -> bool:

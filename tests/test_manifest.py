@@ -105,6 +105,10 @@ def test_numbers_are_read_as_people_write_them(text):
 def test_rewards_bound_what_a_report_may_claim(text):
     manifest = parse(f"{text}\nrewards: {{answer: 0.5, critique: 2, agreement: 3}}".encode(), "a")
     assert manifest.max_reward_micros == (32 * 0.5 + 4 * 2 + 4 * 4) * 1_000_000
+    thirds = parse(f"{text}\nrewards: {{answer: 0.6666667}}".encode(), "a")
+    assert thirds.max_reward_micros == 32 * 666_667 + (4 + 8) * 1_000_000, "as peers round each completion"
+    with pytest.raises(UsageError, match="fit on the ledger"):
+        parse(text.replace("max_groups: 32", "max_groups: 4096").encode() + b"\nrewards: {answer: 100}", "a")
 
 
 def test_schema_for_editors_is_up_to_date_and_accepts_every_config():

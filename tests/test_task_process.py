@@ -7,6 +7,7 @@ import os
 import textwrap
 from pathlib import Path
 
+import psutil
 import pytest
 
 from swarm.errors import SandboxError, UsageError
@@ -256,3 +257,33 @@ class _Refusing:
     def __init__(self, *_arguments, **_options) -> None:
         type(self).started += 1
         raise SandboxError("cannot filter system calls")
+
+
+def test_process_that_was_killed_is_started_again(trap):
+    """As the kernel may do when memory is short."""
+    with TaskProcess(rules("[{name: trap}]")) as tasks:
+        question = tasks.draw(seed(0))
+        for _ in range(2):
+            zygote = psutil.Process(tasks._confined._process.pid)
+            zygote.kill()
+            zygote.wait(30)
+            tasks.allow(None)
+            assert tasks.draw(seed(0)) == question
+            assert tasks.judge(question, ["1.0"])[0].score == 1.0
+        psutil.Process(tasks._confined._process.pid).kill()
+        assert tasks.judge(question, ["1.0"])[0].score in (1.0, None)
+        assert tasks.judge(question, ["1.0"])[0].score == 1.0
+
+
+BRITTLE = """
+    def critique_prompt(self, question, answers):
+        return {"boom": 1}[answers[0]]
+"""
+
+
+def test_prompt_that_a_task_cannot_write_is_the_default_one(trap):
+    trapped = Path(trap) / "trap_task.py"
+    trapped.write_text(trapped.read_text() + BRITTLE)
+    with TaskProcess(rules("[{name: trap}]")) as tasks:
+        question = tasks.draw(seed(0))
+        assert "<student A>\nbang\n</student A>" in tasks.critique_prompt(question, ["bang"])

@@ -120,7 +120,11 @@ def load_tasks(manifest: Manifest, complain: Complain = complaint) -> Mixture:
     for index, choice in enumerate(manifest.tasks):
         place = ("tasks", index)
         try:
-            task = make_task(choice.name, choice.parameters)
+            kind = task_class(choice.name)
+        except UsageError as error:
+            raise complain((*place, "name"), str(error)) from error
+        try:
+            task = msgspec.convert(dict(choice.parameters), kind)
             task.prepare()
         except msgspec.ValidationError as error:
             what = str(error).replace("`$.", "`").replace("`$`", "its parameters")

@@ -3,30 +3,26 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
 from swarm.errors import UsageError
-from swarm.manifest import Manifest, Package
-from swarm.manifest_source import Keys
-from swarm.tasks import provider, task_class
+from swarm.manifest import Manifest, Package, normal_name
+from swarm.tasks import Complain, complaint, provider, task_class
 
 _NOT_CODE = {"__pycache__"}
 _COMPILED = {".pyc", ".pyo"}
 _THIS_PROJECT = "swarm-rl"
 
 
-def check_packages(
-    manifest: Manifest, complain: Callable[[Keys, str], UsageError] = lambda _, what: UsageError(what)
-) -> None:
+def check_packages(manifest: Manifest, complain: Complain = complaint) -> None:
     """Before joining: `UsageError` if a pinned package is missing or another one, with what to do.
 
     A task from outside this project must be pinned with its digest. `complain` makes the error about what
     stands at a place of the manifest.
     """
-    pinned = {_normal(package.distribution): package for package in manifest.packages}
+    pinned = {normal_name(package.distribution): package for package in manifest.packages}
     for index, package in enumerate(manifest.packages):
         if fault := _fault(package):
             raise complain(("packages", index), fault)
@@ -37,7 +33,7 @@ def check_packages(
             raise complain(("tasks", index, "name"), str(error)) from error
         if distribution is None:
             continue
-        pin = pinned.get(_normal(distribution))
+        pin = pinned.get(normal_name(distribution))
         if pin is None or pin.digest is None:
             raise complain(
                 ("tasks", index, "name"),
@@ -55,17 +51,17 @@ def pins(manifest: Manifest) -> list[Package]:
     wanted: dict[str, bool] = {}  # a distribution, and whether with its digest
     for choice in manifest.tasks:
         for name in task_class(choice.name).packages:
-            wanted.setdefault(_normal(name), False)
+            wanted.setdefault(normal_name(name), False)
         if distribution := provider(choice.name):
-            wanted[_normal(distribution)] = True
+            wanted[normal_name(distribution)] = True
     wanted.pop(_THIS_PROJECT, None)
     return [installed(name, with_digest) for name, with_digest in sorted(wanted.items())]
 
 
 def unpinned(manifest: Manifest) -> list[str]:
     """The distributions that a manifest's tasks depend on and that it does not pin."""
-    pinned = {_normal(package.distribution) for package in manifest.packages}
-    return [pin.distribution for pin in pins(manifest) if _normal(pin.distribution) not in pinned]
+    pinned = {normal_name(package.distribution) for package in manifest.packages}
+    return [pin.distribution for pin in pins(manifest) if normal_name(pin.distribution) not in pinned]
 
 
 def installed(distribution: str, with_digest: bool) -> Package:
@@ -85,7 +81,7 @@ def code_digest(distribution: str) -> str:
 
     Where it is installed does not matter, nor how (in place or copied), nor what Python compiled of it.
     """
-    digest = hashlib.sha256()
+    digest, found = hashlib.sha256(), False
     for name in sorted(_import_names(distribution)):
         spec = find_spec(name)
         if spec is None:
@@ -98,11 +94,14 @@ def code_digest(distribution: str) -> str:
             if file.is_file() and file.suffix not in _COMPILED and not _NOT_CODE & set(place.parts):
                 digest.update(f"{name}/{place.as_posix()}\0".encode())
                 digest.update(hashlib.sha256(file.read_bytes()).digest())
+                found = True
+    if not found:
+        raise UsageError(f"the files of {distribution} cannot be found: install it with pip, not in place")
     return digest.hexdigest()
 
 
 def _fault(package: Package) -> str | None:
-    here = installed_or_none(package)
+    here = _installed_or_none(package)
     name, version = package.distribution, package.version
     install = f".venv/bin/pip install {name}=={version}"
     if here is None:
@@ -118,7 +117,7 @@ def _fault(package: Package) -> str | None:
     return None
 
 
-def installed_or_none(package: Package) -> Package | None:
+def _installed_or_none(package: Package) -> Package | None:
     """The installed distribution of a pin's name, if there is one."""
     try:
         return installed(package.distribution, package.digest is not None)
@@ -127,14 +126,9 @@ def installed_or_none(package: Package) -> Package | None:
 
 
 def _import_names(distribution: str) -> list[str]:
-    wanted = _normal(distribution)
+    wanted = normal_name(distribution)
     return [
         name
         for name, owners in metadata.packages_distributions().items()
-        if any(_normal(owner) == wanted for owner in owners)
+        if any(normal_name(owner) == wanted for owner in owners)
     ]
-
-
-def _normal(name: str) -> str:
-    """PEP 503."""
-    return name.lower().replace("_", "-").replace(".", "-")

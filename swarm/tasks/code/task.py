@@ -141,14 +141,18 @@ class Code(ProposingTask, frozen=True, forbid_unknown_fields=True, kw_only=True,
             for index, problem in enumerate(problems):
                 try:
                     answer = forked.call(b"%d" % index, CHECK_SECONDS)
-                    if msgspec.json.decode(answer, type=float) == 1.0:
-                        good.append(problem)
-                except (SandboxDied, SandboxTimeout, msgspec.DecodeError):
-                    continue
-                finally:
-                    if time.monotonic() - told > PROGRESS_SECONDS:
-                        told = time.monotonic()
-                        say(f"tried the solutions of {index + 1} of {len(problems)} rows of {self.data}")
+                except (SandboxDied, SandboxTimeout) as error:
+                    # Fuel and memory end a program long before: it is this machine, and with a row less we
+                    # would draw other questions than everybody else.
+                    raise UsageError(
+                        f"this machine cannot try the solution of row {index + 1} of {self.data} ({error}); "
+                        "make room, or lower `fuel`"
+                    ) from error
+                if msgspec.json.decode(answer, type=float) == 1.0:
+                    good.append(problem)
+                if time.monotonic() - told > PROGRESS_SECONDS:
+                    told = time.monotonic()
+                    say(f"tried the solutions of {index + 1} of {len(problems)} rows of {self.data}")
         return good
 
 
