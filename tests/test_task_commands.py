@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import jsonschema
+import psutil
 import pytest
 import yaml
 
 from swarm.cli import main
+from swarm.manifest import load
 from swarm.manifest_schema import schema_text
+from swarm.tasks.packages import unpinned
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
@@ -145,16 +149,14 @@ def test_schema_is_the_file_for_editors(swarm):
 
 def test_interrupted_check_leaves_no_process_behind(tmp_path):
     """Ctrl-C while the tasks' processes are there."""
-    import signal
-
-    import psutil
-
     process = subprocess.Popen(
         [sys.executable, "-u", "-m", "swarm", "task", "check", str(ROOT / "configs" / "math.yaml")],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
         text=True,
+        # Whoever runs the tests may ignore it, as shells do for what they start in the background.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stdout is not None
     assert "load" in process.stdout.readline()
@@ -174,8 +176,7 @@ def test_pins_are_written_in_the_place_of_the_old_ones_and_nothing_else_changes(
     assert path.read_text() == text
     start, end = text.index("packages:"), text.index("models:")
     path.write_text(text[:start] + text[end:])
-    _, out, _ = swarm("check", str(path), "--questions", "5")
-    assert "not pinned, so peers may have others: antlr4-python3-runtime" in out
+    assert unpinned(load(path))[0] == "antlr4-python3-runtime"
     assert swarm("pin", "--write", str(path))[0] == 0
     assert path.read_text() == text[:start] + text[end:] + text[start:end].rstrip() + "\n"
 
@@ -196,12 +197,6 @@ def test_relative_data_begins_where_the_command_does(swarm, tmp_path, monkeypatc
     digest = said.split("digest: ")[1][:64]
     shown = swarm("preview", "math_word", "--parameters", json.dumps(parameters | {"digest": digest}))[1]
     assert "1+1?" in shown
-    for wrong, complaint in (
-        ({"data": "other.jsonl"}, f"there is no file or folder {tmp_path}/other.jsonl"),
-        ({"question_column": "nope"}, "has a column nope"),
-    ):
-        given = json.dumps(parameters | {"digest": digest} | wrong)
-        assert complaint in swarm("preview", "math_word", "--parameters", given)[2]
 
 
 def test_fault_found_while_loading_has_its_line(swarm, tmp_path):

@@ -47,7 +47,7 @@ def test_its_own_tests_pass(made):
 def test_it_is_pinned_checked_and_trained_in_a_demo(made, tmp_path):
     package, python = made
     manifest = tmp_path / "swarm.yaml"
-    text = (package / "count_letters.yaml").read_text().replace("round_seconds: 30", "round_seconds: 15")
+    text = (package / "count_letters.yaml").read_text().replace("round_seconds: 30", "round_seconds: 12")
     manifest.write_text(text)
     swarm = [python, "-m", "swarm"]
     refused = subprocess.run(
@@ -60,9 +60,9 @@ def test_it_is_pinned_checked_and_trained_in_a_demo(made, tmp_path):
     assert "FAILED" not in run(*swarm, "task", "check", manifest, "--questions", "100")
 
     report = tmp_path / "report.json"
-    arguments = ["--peers", "2", "--rounds", "2", "--manifest", manifest, "--report", report]
+    arguments = ["--peers", "2", "--rounds", "1", "--manifest", manifest, "--report", report]
     run(*swarm, "demo", *arguments, "--home", tmp_path / "home")
     rounds = [peer for one in json.loads(report.read_text())["rounds"] for peer in one["peers"].values()]
-    assert len(rounds) == 4
+    assert len(rounds) == 2
     assert all(peer["tx"] and peer["groups"] and not peer["dropped"] for peer in rounds)
     assert all(peer["reward"].keys() == {"answer", "critique", "revise"} for peer in rounds)

@@ -235,8 +235,9 @@ def test_a_zygote_ended_from_outside_is_an_error_and_takes_its_worker_along():
 
 
 PARENT = """
-import sys
+import signal, sys
 from swarm.sandbox import Confined
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs the tests may ignore it
 confined = Confined("attacker", sys.argv[1].encode())
 told = False
 while True:

@@ -484,3 +484,12 @@ def test_without_the_hub_its_cache_serves_pinned_data(hub):
     assert again == (rows, digest)
     with pytest.raises(UsageError, match="the hub cannot be asked"):
         load_rows(f"{REPOSITORY}/main", Pair, split="train", revision=COMMIT)
+
+
+def test_a_column_that_no_row_has_is_named(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text(lines(ROWS))
+    with pytest.raises(UsageError, match=r"no row of .* has a column nope"):
+        load_rows(str(file), Pair, digest=digest_of_file(file), columns={"answer": "nope"})
+    with pytest.raises(UsageError, match=r"there is no file or folder /.*other.jsonl"):
+        load_rows("other.jsonl", Pair)
