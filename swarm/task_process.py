@@ -132,15 +132,8 @@ class TaskProcess:
         self._left = math.inf  # of what `allow` gave
         self._spent = 0.0
         argument = msgspec.msgpack.encode(_Prepare(manifest.canonical, str(Path.cwd())))
-        self._start = partial(Confined, "swarm.task_process", argument, hash_seed=hash_seed)
-        try:
-            self._confined = self._start()
-        except UsageError as error:
-            try:
-                refused = msgspec.json.decode(str(error), type=_Refused)
-            except msgspec.MsgspecError:
-                raise error from None
-            raise complain(refused.keys, refused.what) from error
+        self._start = partial(_start, argument, hash_seed, complain)
+        self._confined = self._start()
 
     def __enter__(self) -> TaskProcess:
         return self
@@ -254,12 +247,14 @@ class TaskProcess:
         ]
 
     def _prompt(self, method: str, otherwise: str, question: Drawn, *arguments: object) -> str:
-        with self._alone(question):
-            try:
-                return str(self._call(method, _OWN_SECONDS, question, *arguments))
-            except SandboxError as error:
-                log.warning("task writes no prompt method=%s error=%r", method, str(error))
-                return otherwise
+        """Of strangers' texts; what they did to the process ends before our own are scored in it."""
+        try:
+            return str(self._call(method, _OWN_SECONDS, question, *arguments))
+        except SandboxError as error:
+            log.warning("task writes no prompt method=%s error=%r", method, str(error))
+            return otherwise
+        finally:
+            self._refresh()
 
     def _refresh(self) -> None:
         self._with_process(Confined.refresh)
@@ -273,7 +268,12 @@ class TaskProcess:
         except SandboxError as error:
             log.warning("the tasks' process is gone, starting another error=%r", str(error))
             self._confined.close()
-            self._confined = self._start()
+            try:
+                self._confined = self._start()
+            except (
+                UsageError
+            ) as wrong:  # its data may be gone by now; the node waits for them, round by round
+                raise SandboxError(f"the tasks cannot be loaded again: {wrong}") from wrong
             return action(self._confined)
 
     @contextmanager
@@ -336,6 +336,17 @@ class TaskProcess:
         except (ValueError, RecursionError) as error:  # msgspec's and UnicodeDecodeError are ValueErrors
             self._refresh()
             raise SandboxDied(f"the tasks' {method} failed: {one_line(error)}") from error
+
+
+def _start(argument: bytes, hash_seed: int, complain: Complain) -> Confined:
+    try:
+        return Confined("swarm.task_process", argument, hash_seed=hash_seed)
+    except UsageError as error:
+        try:
+            refused = msgspec.json.decode(str(error), type=_Refused)
+        except msgspec.MsgspecError:
+            raise error from None
+        raise complain(refused.keys, refused.what) from error
 
 
 # The other process

@@ -287,3 +287,41 @@ def test_prompt_that_a_task_cannot_write_is_the_default_one(trap):
     with TaskProcess(rules("[{name: trap}]")) as tasks:
         question = tasks.draw(seed(0))
         assert "<student A>\nbang\n</student A>" in tasks.critique_prompt(question, ["bang"])
+
+
+TURNING = """
+    def critique_prompt(self, question, answers):
+        return str(eval(answers[0]))
+"""
+
+
+def test_answer_that_takes_the_process_over_when_it_is_shown_scores_nothing_of_ours(trap):
+    trapped = Path(trap) / "trap_task.py"
+    trapped.write_text(trapped.read_text() + TURNING)
+    with TaskProcess(rules("[{name: trap}]")) as tasks:
+        question = tasks.draw(seed(0))
+        tasks.critique_prompt(question, [TAKEOVERS["no score"]])
+        assert [one.score for one in tasks.judge(question, ["1.0", "0.5", "0.0"])] == [1.0, 0.5, 0.0]
+
+
+def test_data_that_is_gone_when_the_process_starts_again_costs_rounds_and_not_the_node(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"question": "1+1?", "answer": "2"}')
+    with (
+        pytest.raises(UsageError) as caught,
+        open_tasks(rules("[{name: math_word, parameters: {data: rows.jsonl}}]")),
+    ):
+        pass
+    digest = str(caught.value).split("digest: ")[1][:64]
+    manifest = rules(f"[{{name: math_word, parameters: {{data: rows.jsonl, digest: {digest}}}}}]")
+    with TaskProcess(manifest) as tasks:
+        question = tasks.draw(seed(0))
+        content = rows.read_text()
+        rows.unlink()
+        psutil.Process(tasks._confined._process.pid).kill()
+        with pytest.raises(SandboxError, match="cannot be loaded again"):
+            tasks.allow(None)
+        rows.write_text(content)
+        tasks.allow(None)
+        assert tasks.draw(seed(0)) == question
