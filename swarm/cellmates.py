@@ -9,7 +9,7 @@ A question has a number. Those that the beacon draws are j = 0, 1, 2 …; one th
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from itertools import pairwise
 
 from msgspec import Struct
@@ -18,8 +18,8 @@ from swarm.draw import Draw
 from swarm.effects import Received
 from swarm.exchange.wire import MAX_GROUPS_BLOB_BYTES, Group, GroupsLimit
 from swarm.manifest import STAGE_NUMBER, Manifest, Stage
-from swarm.tasks import Drawn, Tasks
-from swarm.verde.commitment import group_digest, groups_root, rollout_leaf
+from swarm.tasks import Drawn, Judged, Tasks
+from swarm.verde.commitment import group_digest, groups_root, rollout_leaf, rollout_leaves
 
 ANSWER, CRITIQUE, PROPOSE = STAGE_NUMBER["answer"], STAGE_NUMBER["critique"], STAGE_NUMBER["propose"]
 PROPOSED = 2**31
@@ -33,6 +33,7 @@ SENDER_SHARE = 0.03
 STAGE_SHARE = 0.3
 MAX_PROPOSED_CHARS = 4096  # of a proposed question: a longer one is none
 TOO_SLOW = "its texts take too long to score"
+UNDER_FLOOR = "sender's score is under the floor"
 
 
 def most_groups(manifest: Manifest, stage: Stage) -> int:
@@ -103,14 +104,35 @@ class AnswerGroup(Struct, frozen=True):
 
 
 class Cellmates:
-    """Fills up from stage to stage with what `Gather` brought; `dropped` counts refusals by reason."""
+    """Fills up from stage to stage with what `Gather` brought; `dropped` counts refusals by reason.
 
-    def __init__(self, manifest: Manifest, tasks: Tasks, draw: Draw, round_number: int, cell: int) -> None:
+    What there was no time to read or to score is in `unread`, by the digests of groups and the leaves of
+    completions: it is the one thing that another machine would not find out by itself.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        tasks: Tasks,
+        draw: Draw,
+        round_number: int,
+        cell: int,
+        ineligible: Callable[[], Collection[bytes]] = frozenset,
+        replayed: Collection[bytes] | None = None,
+    ) -> None:
+        """
+        Args:
+            ineligible: the peers whose score is under the floor; asked when the first ones are heard.
+            replayed: of a round that is played again, what its player left unread: then no clock decides.
+        """
         self._manifest = manifest
         self._tasks = tasks
         self._draw = draw
         self._round = round_number
         self._cell = cell
+        self._ask_ineligible = ineligible
+        self._ineligible: Collection[bytes] | None = None  # not asked yet
+        self._replayed = None if replayed is None else frozenset(replayed)
         self._questions: dict[int, Drawn] = {}
         self._candidates: list[Candidate] = []
         self._answer_by_leaf: dict[bytes, Answer] = {}
@@ -119,6 +141,9 @@ class Cellmates:
         self.critiques: defaultdict[int, list[Critique]] = defaultdict(list)
         self.answer_groups: list[AnswerGroup] = []
         self.dropped: Counter[str] = Counter()
+        self.unread: list[bytes] = list(replayed or ())
+        self.too_slow_here = False  # played again, something took too long that did not then
+        self.passed_over: set[bytes] = set()
 
     def question(self, number: int) -> Drawn:
         """A question of this cell; one that was proposed must be in `asked`."""
@@ -137,13 +162,21 @@ class Cellmates:
             "revise": lambda peer, group: None,  # nobody builds on revisions; audits read them
         }
         began = self._tasks.spent
+        if self._ineligible is None:
+            self._ineligible = self._ask_ineligible()
         for sent in received:
-            fault = self._fault(stage, sent)
+            fault = self.fault(stage, sent)
+            if sent.peer in self._ineligible:
+                self.passed_over.add(sent.peer)
+                fault = UNDER_FLOOR
             if fault:
                 self.dropped[fault] += 1
                 continue
-            if self._tasks.spent - began > STAGE_SHARE * self._manifest.round_seconds:
+            if self._replayed is None and (
+                self._tasks.spent - began > STAGE_SHARE * self._manifest.round_seconds
+            ):
                 self.dropped["no time left to score it"] += 1
+                self.unread += self._digests(stage, sent.peer, sent.groups)
                 continue
             if stage.name in ("answer", "critique"):  # others are not read here
                 self._tasks.allow(SENDER_SHARE * self._manifest.round_seconds)
@@ -151,18 +184,42 @@ class Cellmates:
                 for group in sent.groups:  # before any of its texts is read
                     if group.index < PROPOSED:
                         self.question(group.index)
-            self._hear_sender(take[stage.name], sent)
+            self._hear_sender(stage, take[stage.name], sent)
         if stage.name == "propose":
             self._choose_proposals()
         self._tasks.allow(None)  # what follows is our own
 
-    def _hear_sender(self, take: Callable[[bytes, Group], None], sent: Received) -> None:
+    def _hear_sender(self, stage: Stage, take: Callable[[bytes, Group], None], sent: Received) -> None:
         began = self._tasks.spent
-        for group in sent.groups:
-            if self._tasks.spent - began > SENDER_SHARE * self._manifest.round_seconds:
+        for number, group in enumerate(sent.groups):
+            if self._replayed is not None:
+                (digest,) = self._digests(stage, sent.peer, (group,))
+                if digest in self._replayed:
+                    continue
+            elif self._tasks.spent - began > SENDER_SHARE * self._manifest.round_seconds:
                 self.dropped[TOO_SLOW] += 1
+                self.unread += self._digests(stage, sent.peer, sent.groups[number:])
                 return
             take(sent.peer, group)
+
+    def _digests(self, stage: Stage, peer: bytes, groups: Sequence[Group]) -> list[bytes]:
+        return [group_digest(peer, self._round, STAGE_NUMBER[stage.name], group) for group in groups]
+
+    def judge(self, question: Drawn, leaves: Sequence[bytes], texts: Sequence[str]) -> list[Judged]:
+        """Each completion's score and gist; what takes too long is `unread`, and scores nothing."""
+        if self._replayed is None:
+            judged = self._tasks.judge(question, texts)
+            self.unread += [leaf for leaf, one in zip(leaves, judged, strict=True) if one.score is None]
+            return judged
+        read = [leaf not in self._replayed for leaf in leaves]
+        found = iter(
+            self._tasks.judge(question, [text for text, is_read in zip(texts, read, strict=True) if is_read])
+        )
+        judged = [next(found) if is_read else Judged(None, "") for is_read in read]
+        self.too_slow_here |= any(
+            is_read and one.score is None for is_read, one in zip(read, judged, strict=True)
+        )
+        return judged
 
     def _choose_proposals(self) -> None:
         """The first of them in the common order, no question twice, nobody's second before all firsts.
@@ -182,11 +239,16 @@ class Cellmates:
         for candidate in ordered:
             if len(self.asked) == self._manifest.asked_proposals:
                 break
-            if self._tasks.spent - began > STAGE_SHARE * self._manifest.round_seconds:
+            if self._replayed is not None:
+                if candidate.leaf in self._replayed:
+                    continue
+            elif self._tasks.spent - began > STAGE_SHARE * self._manifest.round_seconds:
                 self.dropped["no time left to read it"] += 1
-                break
-            if left[candidate.peer] <= 0:
+                self.unread.append(candidate.leaf)
+                continue
+            elif left[candidate.peer] <= 0:
                 self.dropped[TOO_SLOW] += 1
+                self.unread.append(candidate.leaf)
                 continue
             question = self._read(candidate, left)
             if question is None or len(question.text) > MAX_PROPOSED_CHARS:
@@ -198,12 +260,13 @@ class Cellmates:
 
     def _read(self, candidate: Candidate, left: dict[bytes, float]) -> Drawn | None:
         began = self._tasks.spent
-        self._tasks.allow(left[candidate.peer])
+        budget = SENDER_SHARE * self._manifest.round_seconds
+        self._tasks.allow(left[candidate.peer] if self._replayed is None else budget)
         question = self._tasks.read_proposal(candidate.seed, candidate.text)
         left[candidate.peer] -= self._tasks.spent - began
         return question
 
-    def _fault(self, stage: Stage, sent: Received) -> str | None:
+    def fault(self, stage: Stage, sent: Received) -> str | None:
         """The rule that a peer's groups break, if any (DESIGN.md, section 7, "checked by every reader")."""
         if self._draw.cell(sent.peer) != self._cell:
             return "sender is not of this cell"
@@ -247,21 +310,17 @@ class Cellmates:
         if group.index >= PROPOSED and self.asked[group.index].peer == peer:
             self.dropped["answers its own question"] += 1
             return
-        judged = self._tasks.judge(self.question(group.index), [c.text for c in group.completions])
+        texts = [completion.text for completion in group.completions]
+        leaves = rollout_leaves(peer, self._round, ANSWER, group)
+        judged = self.judge(self.question(group.index), leaves, texts)
         answers = [
-            Answer(
-                peer,
-                rollout_leaf(peer, self._round, ANSWER, group.index, g, completion),
-                completion.text,
-                one.score or 0.0,
-                one.gist,
-            )
-            for g, (completion, one) in enumerate(zip(group.completions, judged, strict=True))
+            Answer(peer, leaf, text, one.score or 0.0, one.gist)
+            for leaf, text, one in zip(leaves, texts, judged, strict=True)
         ]
         self.answers[group.index] += answers
         self._answer_by_leaf.update((answer.leaf, answer) for answer in answers)
         digest = group_digest(peer, self._round, ANSWER, group)
-        leaves, scores = zip(*((answer.leaf, answer.score) for answer in answers), strict=True)
+        scores = tuple(answer.score for answer in answers)
         self.answer_groups.append(AnswerGroup(peer, digest, group, leaves, scores))
 
     def _take_critiques(self, peer: bytes, group: Group) -> None:

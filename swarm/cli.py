@@ -17,7 +17,16 @@ from identity import IdentityError
 from swarm import identity_commands, task_commands
 from swarm.console import complain, log_to_stderr, say
 from swarm.errors import LedgerError, SwarmError, UsageError
-from swarm.options import count, ether, host_and_port, model_options, network_options, seed, trackers
+from swarm.options import (
+    count,
+    ether,
+    host_and_port,
+    model_options,
+    network_options,
+    seed,
+    share,
+    trackers,
+)
 from swarm.settings import Settings, swarm_home
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
@@ -132,6 +141,8 @@ def _join(arguments: argparse.Namespace) -> int:
         push_private=not arguments.push_public,
         threads=arguments.threads,
         max_blob_mib=arguments.blobs,
+        audit_share=arguments.audit_share,
+        audit_mib_per_day=arguments.audit_mib,
         manifest_path=arguments.manifest,
     )
     reach_of(settings, line.rpc_url)
@@ -306,6 +317,20 @@ def _parser() -> argparse.ArgumentParser:
         default=Settings.max_blob_mib,
         metavar="MIB",
         help="of disk for what is exchanged with others (%(default)s)",
+    )
+    join.add_argument(
+        "--audit-share",
+        type=share,
+        default=Settings.audit_share,
+        metavar="FRACTION",
+        help="of the time, at low priority, for auditing others; 0: never (%(default)s)",
+    )
+    join.add_argument(
+        "--audit-mib",
+        type=count,
+        default=Settings.audit_mib_per_day,
+        metavar="MIB",
+        help="a day that auditing others may fetch (%(default)s)",
     )
     join.add_argument(
         "--manifest",

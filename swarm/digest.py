@@ -15,17 +15,26 @@ class Purpose(Enum):
     ASK = b"ask"
     SAMPLE = b"sample"
     PICK = b"pick"
+    PLANTED = b"wrong-seed"
     ANNOUNCE = b"announce"
     COMMIT = b"commit"
     STATE = b"state"
+    AUDIT = b"is-audited"
+    AUDITOR = b"drawn-auditor"
+    LEAVES = b"checked-leaves"
     LOCAL_BEACON = b"local-beacon"
 
 
 def derive(purpose: Purpose, swarm_id: bytes, *fields: bytes | int) -> bytes:
     """32 bytes from the fields: integers as 8 bytes big-endian, digests as their 32 bytes, nothing else."""
+    return hashlib.sha256(preimage(purpose, swarm_id, *fields)).digest()
+
+
+def preimage(purpose: Purpose, swarm_id: bytes, *fields: bytes | int) -> bytes:
+    """What `derive` hashes."""
     parts = [b"swarm/1/", purpose.value, _fixed(swarm_id)]
     parts += [_fixed(field) for field in fields]
-    return hashlib.sha256(b"".join(parts)).digest()
+    return b"".join(parts)
 
 
 def _fixed(field: bytes | int) -> bytes:

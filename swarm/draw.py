@@ -46,6 +46,10 @@ class Draw(Struct, frozen=True):
         """The 32-byte seed of a peer's completion g of question j in a stage."""
         return derive(Purpose.SAMPLE, self.swarm_id, self.beacon, peer, stage, index, g)
 
+    def planted_seed(self, peer: bytes, index: int) -> bytes:
+        """A seed that is nobody's: for a completion that is a planted fault."""
+        return derive(Purpose.PLANTED, self.swarm_id, self.beacon, peer, index)
+
     def order(self, reader: bytes, leaf: bytes) -> bytes:
         """The place of a leaf in a reader's order: sort by it."""
         return derive(Purpose.PICK, self.swarm_id, self.beacon, reader, leaf)

@@ -13,6 +13,9 @@ from typing import Any, Generic, TypeVar, cast
 
 from swarm.exchange.wire import Announcement, Completion, Group, GroupsLimit
 from swarm.manifest import Stage
+from swarm.verde.build import Build
+from swarm.verde.state_files import StateFiles
+from swarm.verde.verdicts import AuditClass
 
 T = TypeVar("T")
 
@@ -28,11 +31,12 @@ class Effect(Generic[T]):
 class Sample(Effect[list[tuple[Completion, ...]]]):
     """Sample one group per prompt, in order, until the time is up; at least one group is made.
 
-    `seeds[i][g]` is the 32-byte seed of completion g of prompt i. The outcome is a prefix of the
-    prompts: one tuple of completions per finished group.
+    `seeds[i][g]` is the 32-byte seed of completion g of prompt i, which is for question `numbers[i]`. The
+    outcome is a prefix of the prompts: one tuple of completions per finished group.
     """
 
     stage: Stage
+    numbers: tuple[int, ...]
     prompts: tuple[str, ...]
     seeds: tuple[tuple[bytes, ...], ...]
     until: float
@@ -51,6 +55,7 @@ class Received:
     """The groups that one peer announced; signed and well-formed, everything else unchecked."""
 
     peer: bytes
+    envelope: bytes  # the signed announcement
     root: bytes  # that the announcement claims
     groups: tuple[Group, ...]
 
@@ -103,21 +108,27 @@ class Screen(Effect[list[tuple[bool, ...]]]):
 
 @dataclass(frozen=True)
 class Learned:
-    """How much of the batch fitted into the time, and the digests of the three states."""
+    """How much of the batch fitted into the time, the three states, and what it was computed with."""
 
     taken: int  # learned from batch[:taken]
     base: bytes  # digest of the base model that the states belong to
-    sampled_with: bytes
-    state_before: bytes
-    state_after: bytes
+    audit_class: AuditClass
+    build: Build
+    sampled_with: StateFiles
+    state_before: StateFiles
+    state_after: StateFiles
 
 
 @dataclass(frozen=True)
 class Learn(Effect[Learned]):
-    """One GRPO update on the batch, or on as long a prefix of it as fits before `until`."""
+    """One GRPO update on the batch, or on as long a prefix of it as fits before `until`.
+
+    `nudge` asks for a planted fault: one weight of the new state is moved.
+    """
 
     batch: tuple[TrainingGroup, ...]
     until: float
+    nudge: bool = False
 
 
 @dataclass(frozen=True)
@@ -131,12 +142,15 @@ class Played:
     reward_micros: int  # sum over the groups of their mean reward
     commitment: bytes
     dropped: dict[str, int]  # what others sent and we refused, by reason
+    planted: bool = False  # whether the planted fault that was asked for is in it
+    too_slow_here: bool = False  # see `Cellmates`: of a round that is played again
 
 
 @dataclass(frozen=True)
 class Commit(Effect[None]):
-    """Keep the commitment's blob and put its root on the ledger, before the round ends."""
+    """Keep the commitment's head and blob and put its root on the ledger, before the round ends."""
 
+    head: bytes
     blob: bytes
     learned: Learned
     played: Played

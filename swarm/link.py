@@ -113,6 +113,10 @@ class Link:
         """Stop what `start` started; what is not sent goes out after the next start."""
         self._stack.close()
 
+    def another_ledger(self) -> LedgerClient:
+        """A client of the swarm's ledger for another thread."""
+        return self._ledger.another()
+
     @property
     def rpc_url(self) -> str:
         """Where the ledger is asked."""

@@ -185,7 +185,7 @@ class Predecessor(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
 
 
 class Audits(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """How often peers are spot-checked, and by whom. Audits do not exist yet; `kept_states` is kept to."""
+    """How often peers are spot-checked, how thoroughly and by whom, and what comes of it."""
 
     first_rounds: Annotated[int, _said("Every one of a peer's first rounds is audited.", ge=0, le=1000)] = 5
     rate: Annotated[Rate, _said("Then this share of its rounds,")] = 0.25
@@ -194,6 +194,15 @@ class Audits(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     auditors: Annotated[int, _said("Of one audited round, at least.", ge=2, le=16)] = 2
     auditor_age: Annotated[int, _said("Rounds that an auditor has reported, at least.", ge=0, le=1000)] = 5
     kept_states: Annotated[int, _said("A peer serves the states of its last rounds.", ge=2, le=256)] = 16
+    groups: Annotated[
+        int,
+        _said(
+            "Groups of a round whose tokens one audit re-derives, drawn by the beacon, at most.",
+            ge=1,
+            le=MAX_GROUPS,
+        ),
+    ] = 8
+    floor: Annotated[Rate, _said("Who has a lower score is not learned from or shown, 0 to 1.")] = 0.05
 
 
 class Manifest(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, dict=True):

@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
+from pathlib import Path
 from types import TracebackType
 
 import msgspec
@@ -26,6 +27,8 @@ from identity import (
     peer_name,
 )
 from swarm import effects, round
+from swarm.audit_process import AuditProcess, Start
+from swarm.auditing import Auditing, Means
 from swarm.digest import Purpose, derive
 from swarm.draw import Draw
 from swarm.errors import ExchangeError, LedgerError, SandboxError, SwarmError
@@ -44,6 +47,7 @@ from swarm.succession import inheritance
 from swarm.task_process import open_tasks
 from swarm.tasks.packages import check_packages
 from swarm.training import SamplingState, Training
+from swarm.verde.standings import Standings
 
 log = logging.getLogger("swarm.node")
 
@@ -148,14 +152,44 @@ class Node:
                 initial_peers=settings.initial_peers,
                 bootnodes=self._link.bootnodes,
                 max_blob_bytes=settings.max_blob_mib * 2**20,
+                keep_rounds=self.manifest.audits.kept_states,
             )
         )
         self._health = lambda: self._exchange.health
+        self._exchange.share(self._training.shared_files())
+        self._auditing = self._start_auditing(settings, folder)
         address = most_public(self._exchange.multiaddrs)
         self._set_status("waiting")
         begins = max(0.0, self._starts_at(self._next_round(self._last_spoken())) - self._link.now())
         log.info("waiting seconds=%.0f until the next round", begins)
         log.info("ready peer=%s name=%r address=%s", self.identity.peer_id, self.name, address)
+
+    def _start_auditing(self, settings: Settings, folder: Path) -> Auditing:
+        standings = Standings(self._link.another_ledger(), self.manifest, self._link.now)
+        start = Start(
+            manifest=self.manifest.canonical,
+            plan=self._training.plan,
+            work_dir=str(folder),
+            trusted_code=settings.trusted_code,
+        )
+        auditing = Auditing(
+            self.identity.peer,
+            self.manifest,
+            self._link.another_ledger(),
+            standings,
+            self._exchange,
+            AuditProcess(start),
+            folder,
+            Means(settings.audit_share, settings.audit_mib_per_day * 2**20),
+            self._training.audit_class,
+            self._link.now,
+            self._exchange.set_auditors,
+        )
+        self._stack.callback(auditing.stop)
+        auditing.start()
+        standings.start()
+        self._stack.callback(standings.stop)
+        return auditing
 
     def _last_spoken(self) -> int:
         """The last round in which the journal has us speaking; -1 if none."""
@@ -294,6 +328,9 @@ class Node:
             starts_at=self._starts_at(number),
             expiration=wire.expiration(self._link.genesis, self.manifest.round_seconds, number),
             draw=draw,
+            previous=self._last_commitment(),
+            ineligible=lambda: self._auditing.ineligible(number, self._patience),
+            plant=self._auditing.plant(number),
         )
         performer = Performer(
             rules,
@@ -318,8 +355,16 @@ class Node:
         """What to sample a round with; in a round of our own the newest state may as well."""
         if not is_ranked:
             return self._training.present_state()
-        patience = min(REPORT_SHARE * self.manifest.round_seconds, MAX_REPORT_SECONDS)
-        return self._training.committed_state(number, self._link.state_before(number, patience))
+        return self._training.committed_state(number, self._link.state_before(number, self._patience))
+
+    @property
+    def _patience(self) -> float:
+        """Seconds that a round may wait for what the ledger says."""
+        return min(REPORT_SHARE * self.manifest.round_seconds, MAX_REPORT_SECONDS)
+
+    def _last_commitment(self) -> bytes:
+        """The root of the last round's commitment; zeros before the first."""
+        return bytes.fromhex(last.commitment) if (last := self._records.last()) else bytes(32)
 
     def _commit(self, commit: effects.Commit, performer: Performer) -> None:
         """Write the round down, then hand its report over."""
@@ -331,8 +376,9 @@ class Node:
             external_groups=played.external_groups,
             reward_micros=played.reward_micros,
             commitment=played.commitment.hex(),
-            state_before=commit.learned.state_before.hex(),
-            state_after=commit.learned.state_after.hex(),
+            state_before=commit.learned.state_before.digest.hex(),
+            state_after=commit.learned.state_after.digest.hex(),
+            verdicts=self._verdicts(played).hex(),
             dropped=dict(Counter(played.dropped) + self._newly_dropped()),
             tokens=performer.tokens,
             seconds=performer.seconds,
@@ -357,6 +403,15 @@ class Node:
         )
 
         self._training.tell(record, performer.update)
+
+    def _verdicts(self, played: effects.Played) -> bytes:
+        """What the report carries of our audits; nothing, if what opens it later cannot be kept."""
+        self._auditing.check()
+        try:
+            return self._auditing.verdicts(played.round, played.planted)
+        except sqlite3.Error as error:
+            log.error("no verdicts in the report round=%d error=%r", played.round, str(error))
+            return b""
 
     def _newly_dropped(self) -> Counter[str]:
         """What the exchange refused since the last round, by reason."""

@@ -143,6 +143,11 @@ def fraction(text: str) -> float:
     return value
 
 
+def share(text: str) -> float:
+    """From 0 to 1."""
+    return 0.0 if text == "0" else fraction(text)
+
+
 def seed(text: str) -> int:
     """A whole number from 0 on."""
     if not text.isascii() or not text.isdigit() or len(text) > 18:

@@ -8,14 +8,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
-from swarm import effects
 from swarm.effects import Commit, Effect, Gather, Learn, Learned, Publish, Received, Sample, Screen
 from swarm.errors import ExchangeError, ModelError
 from swarm.exchange.service import Exchange
 from swarm.exchange.wire import Completion
 from swarm.learner.trainer import TrainingGroup, Update
 from swarm.round import RoundRules
-from swarm.training import SamplingState, Training
+from swarm.training import SamplingState, Training, tokenized
 
 log = logging.getLogger("swarm.node")
 
@@ -105,7 +104,7 @@ class Performer:
             case Commit():
                 self._show("report")
                 self._commit(effect)
-                self._keep(effect.blob)
+                self._keep(effect)
                 return None
         raise TypeError(f"no such effect: {effect!r}")
 
@@ -132,10 +131,12 @@ class Performer:
                 str(error),
             )
 
-    def _keep(self, commitment: bytes) -> None:
-        """Serve the commitment; its root is on the ledger already, so a full disk loses no round."""
+    def _keep(self, commit: Commit) -> None:
+        """Serve what auditors ask for; its root is on the ledger already, so a full disk loses no round."""
+        self._exchange.share(self._training.shared_files())
         try:
-            self._exchange.put_blob(commitment)
+            self._exchange.put_blob(commit.head)
+            self._exchange.put_blob(commit.blob)
         except ExchangeError as error:
             log.error("commitment not kept round=%d error=%r", self._rules.round, str(error))
 
@@ -157,7 +158,10 @@ class Performer:
                 "nothing heard round=%d stage=%d error=%r", self._rules.round, effect.stage, str(error)
             )
             return []
-        return [Received(item.heard.peer, item.heard.announcement.root, item.groups) for item in collected]
+        return [
+            Received(item.heard.peer, item.heard.envelope, item.heard.announcement.root, item.groups)
+            for item in collected
+        ]
 
     def _screen(self, effect: Screen) -> list[tuple[bool, ...]]:
         self._show("learn")
@@ -166,7 +170,7 @@ class Performer:
         readable: dict[int, TrainingGroup] = {}
         for index, group in enumerate(effect.groups):
             with suppress(ModelError):  # a template that fails on some texts
-                readable[index] = self._training_group(group)
+                readable[index] = tokenized(self._policy, self._rules.manifest, group)
         with self._spending("learn"):
             admitted = self._training.admits(
                 [(group.prompt, group.completions) for group in readable.values()], effect.top_k
@@ -179,29 +183,21 @@ class Performer:
 
     def _learn(self, effect: Learn) -> Learned:
         self._show("learn")
-        before = self._training.present_state().digest
+        before = self._training.present_state().files
         batch = effect.batch[: self._pace.fitting(effect.until - self._now())]
-        groups = [self._training_group(group) for group in batch]
-        self.update = self._training.update(groups, self._rules.round)
+        groups = [tokenized(self._policy, self._rules.manifest, group) for group in batch]
+        self.update = self._training.update(groups, self._rules.round, nudge=effect.nudge)
         self._spent["learn"] += self.update.seconds  # what it takes to keep the state is overhead
         self._pace.measured(len(batch), self.update.seconds)
         log.debug("learned update=%s", self.update)
         return Learned(
             taken=len(batch),
             base=self._training.base,
-            sampled_with=self._state.digest,
+            audit_class=self._training.audit_class,
+            build=self._training.build(),
+            sampled_with=self._state.files,
             state_before=before,
-            state_after=self._training.present_state().digest,
-        )
-
-    def _training_group(self, group: effects.TrainingGroup) -> TrainingGroup:
-        return TrainingGroup(
-            prompt=self._policy.encode_prompt(group.prompt),
-            completions=[
-                list(completion.tokens) if group.own else self._re_encode(completion.text)
-                for completion in group.completions
-            ],
-            rewards=list(group.rewards),
+            state_after=self._training.present_state().files,
         )
 
     @contextmanager
@@ -211,9 +207,3 @@ class Performer:
             yield
         finally:
             self._spent[kind] += time.monotonic() - began
-
-    def _re_encode(self, text: str) -> list[int]:
-        """Another peer's answer in our tokens, cut where an answer of our own would have been."""
-        stage = self._rules.manifest.stage("answer")
-        assert stage is not None  # every swarm has it
-        return self._policy.encode_completion(text)[: stage.max_tokens]

@@ -36,6 +36,7 @@ class RoundRecord(Struct, frozen=True, kw_only=True):
     commitment: str  # hex, as are the states' digests
     state_before: str
     state_after: str
+    verdicts: str = ""  # hex: what the report carries of our audits
     dropped: dict[str, int] = {}  # what others sent and we refused, by reason
     tokens: int = 0  # sampled
     seconds: dict[str, float] = {}  # where the round's time went: see `Performer`
@@ -50,6 +51,7 @@ class RoundRecord(Struct, frozen=True, kw_only=True):
             commitment=bytes.fromhex(self.commitment),
             state_before=bytes.fromhex(self.state_before),
             state_after=bytes.fromhex(self.state_after),
+            verdicts=bytes.fromhex(self.verdicts),
         )
 
 
@@ -96,6 +98,11 @@ class Records:
         """All rounds from `since` on, oldest first."""
         rows = self._db.execute("SELECT record FROM rounds WHERE round >= ? ORDER BY round", (since,))
         return [msgspec.json.decode(row[0], type=RoundRecord) for row in rows]
+
+    def last(self) -> RoundRecord | None:
+        """The newest round's; None before the first."""
+        row = self._db.execute("SELECT record FROM rounds ORDER BY round DESC LIMIT 1").fetchone()
+        return msgspec.json.decode(row[0], type=RoundRecord) if row else None
 
     def set_status(self, status: Status) -> None:
         """Replace the status."""

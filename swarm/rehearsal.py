@@ -22,10 +22,28 @@ from swarm.learner.trainer import Learner, TrainingGroup
 from swarm.manifest import STAGE_NUMBER, Manifest
 from swarm.policy.model import Policy
 from swarm.tasks import Tasks
+from swarm.verde.build import Build
+from swarm.verde.state_files import StateFile, StateFiles
+from swarm.verde.verdicts import AuditClass
 
 PEERS = 3
 GROUPS = 2  # of a peer in a stage
-_NO_STATE = bytes(32)  # nothing is committed to
+# Nothing is committed to.
+_NO_FILE = StateFile(bytes(32), bytes(32), 0)
+_NO_STATE = StateFiles(_NO_FILE, _NO_FILE)
+_NO_BUILD = Build(
+    model="tiny",
+    revision=None,
+    lora=False,
+    four_bit=False,
+    precision="fp32",
+    gradient_checkpointing=False,
+    device="none",
+    software="none",
+    threads=1,
+    learning_tokens_at_once=1,
+    sampling_tokens_at_once=1,
+)
 
 
 class Rehearsed(Struct, frozen=True):
@@ -147,7 +165,9 @@ class _Rehearsal:
             self._steps = self._learner.update(groups).steps
         return Learned(
             taken=len(effect.batch),
-            base=_NO_STATE,
+            base=bytes(32),
+            audit_class=AuditClass.TOLERANT,
+            build=_NO_BUILD,
             sampled_with=_NO_STATE,
             state_before=_NO_STATE,
             state_after=_NO_STATE,
@@ -156,7 +176,10 @@ class _Rehearsal:
     def _gather(self, effect: Gather) -> list[Received]:
         return [
             Received(
-                peer.digest, announcement.root, wire.decode_groups(blob, announcement.groups, effect.limit)
+                peer.digest,
+                b"",  # nobody signs here
+                announcement.root,
+                wire.decode_groups(blob, announcement.groups, effect.limit),
             )
             for peer in self._peers
             for announcement, blob in [peer.published.get(effect.stage, (None, b""))]

@@ -13,9 +13,12 @@ No I/O, no clock, no randomness of its own: `play` is a coroutine over the effec
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import zip_longest
+
+import msgspec
 
 from swarm.cellmates import PROPOSED, Answer, Cellmates, Critique, groups_limit, proposed_number
 from swarm.draw import Draw
@@ -25,7 +28,15 @@ from swarm.manifest import MICROS, STAGE_NUMBER, Manifest, Stage
 from swarm.mixing import FOREIGN, mix
 from swarm.tasks import Tasks, stages
 from swarm.tasks.prompts import Named, shown_text
-from swarm.verde.commitment import Commitment, Skip, group_digest, groups_root, rollout_leaf
+from swarm.verde.commitment import (
+    Commitment,
+    Published,
+    Skip,
+    group_digest,
+    groups_root,
+    rollout_leaves,
+)
+from swarm.verde.verdicts import Plant, PlantKind
 
 # The end of each stage that is left for publishing: a group sampled in it would come too late.
 PUBLISH_SHARE = 0.15
@@ -46,6 +57,12 @@ class RoundRules:
     starts_at: float  # Unix seconds
     expiration: int  # of this round's announcements, Unix seconds
     draw: Draw
+    previous: bytes = bytes(32)  # root of our commitment before this one; zeros: there is none
+    ineligible: Callable[[], Collection[bytes]] = (
+        frozenset  # whose score is under the floor; may wait a moment
+    )
+    plant: Plant | None = None  # a fault to make on purpose, if that is possible
+    replayed: Collection[bytes] | None = None  # see `Cellmates`: of a round that is played again
 
     def at(self, fraction: float) -> float:
         """The time at which a fraction of the round has passed."""
@@ -75,13 +92,19 @@ class OwnGroup:
 async def play(rules: RoundRules) -> Played:
     """Play one round; the driver performs what is awaited. Others' faults are counted, never raised."""
     cell = rules.draw.cell(rules.peer)
-    mates = Cellmates(rules.manifest, rules.tasks, rules.draw, rules.round, cell)
+    mates = Cellmates(
+        rules.manifest, rules.tasks, rules.draw, rules.round, cell, rules.ineligible, rules.replayed
+    )
     own: list[OwnGroup] = []
-    rollouts: list[bytes] = []
+    published: list[Published] = []
+    all_heard: list[tuple[bytes, ...]] = []
+    planted = False
     begins = 0.0
     for stage in rules.manifest.stages:
         groups = await _sample(rules, stage, _asks(rules, stage, mates), begins)
-        rollouts.append(await _publish(rules, stage, cell, groups))
+        if stage.name == "answer" and rules.plant and rules.plant.kind is PlantKind.TOKEN:
+            planted = await _plant(rules, stage, groups, mates, begins)
+        published.append(await _publish(rules, stage, cell, groups))
         own += [replace(made, rewards=_rewards(rules, made, mates)) for made in groups]
         heard = await Gather(
             STAGE_NUMBER[stage.name],
@@ -91,6 +114,7 @@ async def play(rules: RoundRules) -> Played:
             order=partial(rules.draw.order, rules.peer),
             limit=groups_limit(rules.manifest, stage),
         )
+        all_heard.append(tuple(sent.envelope for sent in heard))
         mates.hear(stage, heard)
         begins = stage.ends_at
 
@@ -106,20 +130,32 @@ async def play(rules: RoundRules) -> Played:
     )
     if mixed.foreign:
         mates.dropped[FOREIGN] += mixed.foreign
-    learned = await Learn(mixed.batch, until=rules.at(learn.ends_at))
+    kind = rules.plant.kind if rules.plant else None
+    learned = await Learn(mixed.batch, until=rules.at(learn.ends_at), nudge=kind is PlantKind.WEIGHT)
     used, left = mixed.batch[: learned.taken], mixed.batch[learned.taken :]
     skips = (*mixed.skips, *(Skip(group.digest, "no time") for group in left if not group.own))
 
     reward_micros = sum(_group_reward_micros(group.rewards) for group in own)
+    if kind is PlantKind.REWARD and reward_micros:
+        reward_micros -= 1  # not more than was earned, even if it is never opened
+        planted = True
     commitment = Commitment(
         swarm=rules.draw.swarm_id,
         round=rules.round,
         peer=rules.peer,
+        beacon=rules.draw.beacon,
+        active=rules.draw.active,
+        previous=rules.previous,
         base=learned.base,
+        audit_class=learned.audit_class,
+        build=learned.build,
         sampled_with=learned.sampled_with,
         state_before=learned.state_before,
         state_after=learned.state_after,
-        rollouts=tuple(rollouts),
+        published=tuple(published),
+        heard=tuple(all_heard),
+        passed_over=tuple(sorted(mates.passed_over)),
+        unread=tuple(mates.unread),
         batch=tuple(group.digest for group in used),
         skips=skips,
         judges=judges,
@@ -133,8 +169,10 @@ async def play(rules: RoundRules) -> Played:
         reward_micros=reward_micros,
         commitment=commitment.root(),
         dropped=dict(mates.dropped),
+        planted=planted or kind is PlantKind.WEIGHT,
+        too_slow_here=mates.too_slow_here,
     )
-    await Commit(commitment.encode(), learned, played)
+    await Commit(commitment.head(), commitment.encode(), learned, played)
     return played
 
 
@@ -205,7 +243,8 @@ async def _sample(rules: RoundRules, stage: Stage, asks: list[Ask], begins: floa
         for ask in asks
     )
     until = rules.at(stage.ends_at - PUBLISH_SHARE * (stage.ends_at - begins))
-    sampled = await Sample(stage, tuple(ask.prompt for ask in asks), seeds, until)
+    numbers, prompts = tuple(ask.index for ask in asks), tuple(ask.prompt for ask in asks)
+    sampled = await Sample(stage, numbers, prompts, seeds, until)
     made = [
         OwnGroup(
             stage,
@@ -229,15 +268,16 @@ def _rewards(rules: RoundRules, made: OwnGroup, mates: Cellmates) -> tuple[float
     if stage.name == "propose":
         return (0.0,) * len(texts)
     pays, tasks, question = rules.manifest.rewards, rules.tasks, mates.question(ask.index)
+    leaves = _leaves(rules, made)
     if stage.name == "answer":
-        return tuple(pays.answer * (one.score or 0.0) for one in tasks.judge(question, texts))
+        return tuple(pays.answer * (one.score or 0.0) for one in mates.judge(question, leaves, texts))
     shown = [(answer.score, answer.gist) for answer in ask.answers]
     if stage.name == "critique":
         names = [tasks.read_critique(question, text, len(shown)) for text in texts]
         scores = [score for score, _ in shown]
         return tuple(pays.critique * stages.critique_reward(named, scores) for named in names)
     read = [tasks.read_revision(question, text, len(shown)) for text in texts]
-    finals = tasks.judge(question, [final for final, _ in read])
+    finals = mates.judge(question, leaves, [final for final, _ in read])
     critiques = [named for _, named in ask.critiques]
     return tuple(
         stages.revise_reward(pays, final.score or 0.0, named, shown, critiques)
@@ -276,13 +316,37 @@ def _with_proposals_rewarded(
     return rewarded, tuple(judges)
 
 
-async def _publish(rules: RoundRules, stage: Stage, cell: int, groups: list[OwnGroup]) -> bytes:
-    """Publish a stage's groups, if there are any; returns the root over them."""
+async def _plant(
+    rules: RoundRules, stage: Stage, groups: list[OwnGroup], mates: Cellmates, begins: float
+) -> bool:
+    """Plant a fault: one completion that was sampled with another seed than it should be.
+
+    Only in a group that nobody learns from, before and after, because all its rewards are equal.
+    """
+    for place, made in enumerate(groups):
+        if len(set(_rewards(rules, made, mates))) > 1:
+            continue
+        wrong = rules.draw.planted_seed(rules.peer, made.ask.index)
+        until = rules.at(stage.ends_at - PUBLISH_SHARE * (stage.ends_at - begins))
+        sampled = await Sample(stage, (made.ask.index,), (made.ask.prompt,), ((wrong,),), until)
+        completions = (*sampled[0], *made.group.completions[1:])
+        other = replace(made, group=msgspec.structs.replace(made.group, completions=completions))
+        is_other = completions[0] != made.group.completions[0]
+        if is_other and len(set(_rewards(rules, other, mates))) == 1:
+            groups[place] = other
+            return True
+    return False
+
+
+async def _publish(rules: RoundRules, stage: Stage, cell: int, groups: list[OwnGroup]) -> Published:
+    """Publish a stage's groups, if there are any."""
     made = tuple(group.group for group in groups)
     number = STAGE_NUMBER[stage.name]
     root = groups_root(rules.peer, rules.round, number, made)
+    published = Published(root, len(made))
     if made:
         blob = wire.encode(wire.GroupsBlob(groups=made))
+        published = Published(root, len(made), hashlib.sha256(blob).digest(), len(blob))
         announcement = wire.Announcement(
             swarm=rules.draw.swarm_id,
             round=rules.round,
@@ -291,11 +355,11 @@ async def _publish(rules: RoundRules, stage: Stage, cell: int, groups: list[OwnG
             expiration=rules.expiration,
             groups=len(made),
             root=root,
-            blob=hashlib.sha256(blob).digest(),
-            blob_bytes=len(blob),
+            blob=published.blob,
+            blob_bytes=published.blob_bytes,
         )
         await Publish(announcement, blob)
-    return root
+    return published
 
 
 def _own_groups(rules: RoundRules, own: list[OwnGroup]) -> list[TrainingGroup]:
@@ -314,11 +378,7 @@ def _own_groups(rules: RoundRules, own: list[OwnGroup]) -> list[TrainingGroup]:
 
 
 def _leaves(rules: RoundRules, made: OwnGroup) -> tuple[bytes, ...]:
-    stage, group = STAGE_NUMBER[made.stage.name], made.group
-    return tuple(
-        rollout_leaf(rules.peer, rules.round, stage, group.index, g, completion)
-        for g, completion in enumerate(group.completions)
-    )
+    return rollout_leaves(rules.peer, rules.round, STAGE_NUMBER[made.stage.name], made.group)
 
 
 def _offered(rules: RoundRules, mates: Cellmates) -> list[TrainingGroup]:

@@ -171,7 +171,7 @@ class TaskProcess:
                     self._call("answer_prompt", self._score_seconds, question)
                 except SandboxError as error:
                     log.warning("proposed question cannot be read again error=%r", str(error))
-                    return [Judged(0.0, "")] * len(completions)
+                    return [Judged(None, "")] * len(completions)
                 finally:
                     self._spent += time.monotonic() - began
             try:

@@ -8,10 +8,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from swarm import effects
 from swarm.console import show
 from swarm.errors import ModelError
 from swarm.learner.channel import Recipe
-from swarm.learner.checkpoints import Checkpoints, Tensors
+from swarm.learner.checkpoints import Checkpoints, Tensors, unkept
 from swarm.learner.parallel import Team
 from swarm.learner.parallel_learner import ParallelLearner
 from swarm.learner.publish import HubPush, write_model
@@ -24,6 +25,9 @@ from swarm.policy.plan import Plan, Wishes, load_or_make_plan, remember, table, 
 from swarm.records import RoundRecord
 from swarm.settings import Settings
 from swarm.succession import Inheritance
+from swarm.verde.build import Build
+from swarm.verde.state_files import StateFiles
+from swarm.verde.verdicts import AuditClass
 
 log = logging.getLogger("swarm.node")
 
@@ -32,8 +36,13 @@ log = logging.getLogger("swarm.node")
 class SamplingState:
     """The state that a round is sampled with; `weights` is None if it is the learner's present one."""
 
-    digest: bytes
+    files: StateFiles
     weights: Tensors | None = None
+
+    @property
+    def digest(self) -> bytes:
+        """The state's 32 bytes."""
+        return self.files.digest
 
 
 class Training:
@@ -43,6 +52,7 @@ class Training:
         policy: what samples.
         learner: what trains the policy's model.
         base: digest of the public model that all states belong to.
+        audit_class: how equal what we claim is to what an auditor of the same software finds.
     """
 
     def __init__(
@@ -119,6 +129,9 @@ class Training:
         )
         self.learner.max_tokens_at_once = plan.learning_tokens_at_once
         self.base = base_digest(plan.model, plan.revision, settings.trusted_code)
+        # Sums of several processes depend on how many there are, and an auditor has one.
+        self.audit_class = AuditClass.SAME_BUILD if settings.processes == 1 else AuditClass.TOLERANT
+        self._processes = settings.processes
         self._team.wait_until_ready()
 
     def _hub_push(self, settings: Settings, folder: Path) -> HubPush | None:
@@ -170,22 +183,41 @@ class Training:
             except ModelError as error:
                 log.warning("checkpoint unreadable error=%r", str(error))
                 continue
-            self._digest = state.digest
+            files = checkpoints.files(number)
+            if files is None or files.digest != state.digest:
+                log.warning("checkpoint unreadable round=%d error='no digests of its files'", number)
+                continue
+            self._files = files
             log.info("resumed after round=%d of %s", number, checkpoints.folder.parent.name)
             return True
         return False
 
     # A round
 
-    def update(self, groups: Sequence[TrainingGroup], number: int) -> Update:
-        """Round `number`'s update; the state after it is kept."""
+    def update(self, groups: Sequence[TrainingGroup], number: int, *, nudge: bool = False) -> Update:
+        """Round `number`'s update; the state after it is kept. `nudge` moves one weight, for auditors to find."""
         update = self.learner.update(groups)
+        if nudge:
+            self.learner.nudge()
         self._keep(number)
         return update
 
     def present_state(self) -> SamplingState:
         """The learner's state as it is."""
-        return SamplingState(self._digest)
+        return SamplingState(self._files)
+
+    @property
+    def plan(self) -> Plan:
+        """What is trained and how."""
+        return self._plan
+
+    def shared_files(self) -> dict[bytes, Path]:
+        """The files of the kept states, by their SHA-256: auditors may ask for them."""
+        return self._checkpoints.shared()
+
+    def build(self) -> Build:
+        """What the round was computed with."""
+        return Build.of(self._plan, self.policy, self.learner, self._processes)
 
     def committed_state(self, number: int, committed: bytes | None) -> SamplingState:
         """What to sample round `number` with: the state that was on the ledger before its beacon.
@@ -200,14 +232,14 @@ class Training:
         wanted = committed or self._checkpoints.digest(None)
         if wanted is None or wanted == present.digest:
             return present
-        weights = self._checkpoints.weights_of(wanted)
-        if weights is None:
+        weights, files = self._checkpoints.weights_of(wanted), self._checkpoints.files_of(wanted)
+        if weights is None or files is None:
             log.warning("the state on the ledger is not kept, sampling with the present one round=%d", number)
             return present
         log.info(
             "the last report was not on the ledger in time, sampling with an older state round=%d", number
         )
-        return SamplingState(wanted, weights)
+        return SamplingState(files, weights)
 
     def sample(
         self,
@@ -278,11 +310,11 @@ class Training:
     def _keep(self, number: int | None) -> None:
         """Keep the state after a round (None: before the first); a full disk costs this, not the round."""
         state = self.learner.state()
-        self._digest = state.digest  # once a round: hashing a large state takes seconds
         try:
-            self._checkpoints.save(state, number)
+            self._files = self._checkpoints.save(state, number)
         except ModelError as error:
             log.error("checkpoint not written round=%s error=%r", number, str(error))
+            self._files = unkept(state)
 
     def tell(self, record: RoundRecord, update: Update | None) -> None:
         """After a round: draw the curves on, publish the model if that is due, remember smaller batches."""
@@ -315,6 +347,25 @@ class Training:
             )
         except ModelError as error:
             log.error("smaller batches not remembered error=%r", str(error))
+
+
+def tokenized(policy: Policy, manifest: Manifest, group: effects.TrainingGroup) -> TrainingGroup:
+    """A group to learn from in the model's tokens; `ModelError` if its chat template fails on the prompt.
+
+    Another peer's answers are encoded anew, and cut where an answer of our own would have been.
+    """
+    answer = manifest.stage("answer")
+    assert answer is not None  # every swarm has it
+    return TrainingGroup(
+        prompt=policy.encode_prompt(group.prompt),
+        completions=[
+            list(completion.tokens)
+            if group.own
+            else policy.encode_completion(completion.text)[: answer.max_tokens]
+            for completion in group.completions
+        ],
+        rewards=list(group.rewards),
+    )
 
 
 def _if_less(now: int, planned: int) -> int | None:

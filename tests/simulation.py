@@ -17,7 +17,11 @@ from swarm.draw import Draw
 from swarm.effects import Commit, Effect, Gather, Learn, Learned, Played, Publish, Received, Sample, Screen
 from swarm.exchange.wire import Completion, Group, GroupsBlob, decode
 from swarm.manifest import Manifest, parse
+from swarm.replay import Sampled
 from swarm.tasks import Tasks, load_tasks
+from swarm.verde.build import Build
+from swarm.verde.state_files import StateFile, StateFiles
+from swarm.verde.verdicts import AuditClass, Plant
 
 MANIFEST = parse(
     b"""
@@ -35,6 +39,30 @@ MANIFEST = parse(
     """,
     "simulation",
 )
+
+
+BUILD = Build(
+    model="simulated/none",
+    revision=None,
+    lora=False,
+    four_bit=False,
+    precision="fp32",
+    gradient_checkpointing=False,
+    device="none",
+    software="none",
+    threads=1,
+    learning_tokens_at_once=1,
+    sampling_tokens_at_once=1,
+)
+
+
+def state_files(name: bytes) -> StateFiles:
+    """A state with this name in its digests."""
+    part = StateFile(name * 32, name * 32, 1)
+    return StateFiles(part, part)
+
+
+BEFORE, AFTER = state_files(b"0"), state_files(b"1")
 
 
 def peer_id(number: int) -> bytes:
@@ -55,8 +83,14 @@ class SimulatedPeer:
     batch: tuple = ()
     screened: int = 0  # groups
     commit: Commit | None = None
+    plant: Plant | None = None
+    ineligible: frozenset[bytes] = frozenset()
     prompts: dict[str, tuple[str, ...]] = field(default_factory=dict)
     deadlines: list[float] = field(default_factory=list)
+
+    def honest(self, asked: Sampled) -> list[Completion]:
+        """What the peer's model answers."""
+        return [_completion(self, asked.prompt, seed) for seed in asked.seeds]
 
 
 def play_round(
@@ -80,6 +114,8 @@ def play_round(
             starts_at=1000.0,
             expiration=1200,
             draw=draw,
+            plant=peer.plant,
+            ineligible=lambda peer=peer: peer.ineligible,
         )
         plays[peer.peer] = (round.play(rules), None)
     by_id = {peer.peer: peer for peer in peers}
@@ -127,9 +163,11 @@ def _perform(peer: SimulatedPeer, effect: Effect) -> object:
             return Learned(
                 taken=len(effect.batch),
                 base=b"b" * 32,
-                sampled_with=b"0" * 32,
-                state_before=b"0" * 32,
-                state_after=b"1" * 32,
+                audit_class=AuditClass.SAME_BUILD,
+                build=BUILD,
+                sampled_with=BEFORE,
+                state_before=BEFORE,
+                state_after=AFTER,
             )
         case Commit():
             peer.commit = effect
@@ -154,7 +192,7 @@ def _completion(peer: SimulatedPeer, prompt: str, seed: bytes) -> Completion:
         text = f"{name}: because"
     elif prompt.endswith("final?"):
         text = f"{answer} {name}"
-    return Completion.of((1, 2), text)
+    return Completion.of((dice.randrange(1000), 2), text)
 
 
 def _gather(effect: Gather, peers: list[SimulatedPeer]) -> list[Received]:
@@ -165,7 +203,7 @@ def _gather(effect: Gather, peers: list[SimulatedPeer]) -> list[Received]:
     ]
     sent.sort(key=lambda item: effect.order(item[1].announcement.root))
     return [
-        Received(sender, publish.announcement.root, _groups(publish.blob))
+        Received(sender, b"envelope of " + sender, publish.announcement.root, _groups(publish.blob))
         for sender, publish in sent[: effect.max_peers]
     ]
 

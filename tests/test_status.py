@@ -65,6 +65,7 @@ def heard(peer, round_number):
             blob=b"\xbb" * 32,
             blob_bytes=2_500_000,
         ),
+        envelope=b"",
     )
 
 

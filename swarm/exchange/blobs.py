@@ -1,116 +1,29 @@
-"""Blobs between peers: the server that hands out a store's, and the fetcher that trusts no server.
-
-On a `wire.BLOB_STREAM` the reader sends a `BlobRequest`, the server a `BlobHeader` and then, if it has the
-blob and is not busy, the blob's bytes from the asked offset on.
-"""
+"""Fetches blobs from peers (`serving` is the other side) and trusts none of them."""
 
 from __future__ import annotations
 
 import asyncio
-import os
 from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, closing, suppress
-from typing import BinaryIO, NamedTuple
+from contextlib import asynccontextmanager, closing
+from typing import Protocol
 
 from hivemind.p2p import P2P, P2PDaemonError
-from hivemind.p2p.p2p_daemon_bindings.datastructures import StreamInfo
 
 from swarm.errors import ExchangeError
 from swarm.exchange import streams, wire
-from swarm.exchange.protocol import libp2p_peer, peer_digest
+from swarm.exchange.protocol import libp2p_peer
 from swarm.exchange.store import BlobStore, Partial
-from swarm.exchange.validator import Registered, reason
-
-MAX_STREAMS = 256  # open at once, each a file descriptor; a stock process has 1024
-MAX_STREAMS_PER_PEER = 8
-MAX_SERVES = 32  # of these served at once; each holds one chunk in memory
-MAX_SERVES_PER_PEER = 4
-MAX_STRANGERS_STREAMS, MAX_STRANGERS_SERVES = 32, 4  # of all who are not registered together
+from swarm.exchange.validator import reason
 
 MAX_FETCHES = 8
 MAX_FETCHES_PER_PEER = 2
 MAX_FETCHED_BYTES = 64 * 2**20  # of the blobs that are fetched at once, which are held in memory
 OPEN_SECONDS = 5.0
 BUSY_RETRY_SECONDS = 0.2
-
-
-class _Places(NamedTuple):
-    streams: streams.Limit
-    serves: streams.Limit
-
-
-class BlobServer:
-    """Hands out a store's blobs to whoever asks; lives in the exchange's asyncio thread.
-
-    Those of whom the ledger knows nothing share a small part of it, so that they cannot keep others waiting.
-    """
-
-    def __init__(self, store: BlobStore, registered: Registered) -> None:
-        self._store = store
-        self._registered = registered
-        self._for_peers = _Places(
-            streams.Limit(MAX_STREAMS, MAX_STREAMS_PER_PEER), streams.Limit(MAX_SERVES, MAX_SERVES_PER_PEER)
-        )
-        self._for_strangers = _Places(
-            streams.Limit(MAX_STRANGERS_STREAMS, MAX_SERVES_PER_PEER), streams.Limit(MAX_STRANGERS_SERVES, 1)
-        )
-
-    async def start(self, p2p: P2P) -> None:
-        """Begin to answer on `p2p`."""
-        await p2p.add_binary_stream_handler(wire.BLOB_STREAM, self._handle)
-
-    async def _handle(
-        self, info: StreamInfo, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> None:
-        # Called by hivemind for each stream that a peer opens. Whatever the peer does, slow, silent or
-        # gone, ends this one stream and nothing else.
-        peer = peer_digest(info.peer_id)
-        places = self._for_strangers if self._registered(peer) is False else self._for_peers
-        peer = peer or info.peer_id.to_bytes()
-        with places.streams.slot(peer) as admitted, suppress(ExchangeError, EOFError, OSError):
-            try:
-                if admitted:
-                    await self._answer(peer, places.serves, reader, writer)
-            finally:
-                writer.transport.abort()  # loses nothing: `send` waits until all is out
-
-    async def _answer(
-        self,
-        peer: bytes,
-        serves: streams.Limit,
-        reader: asyncio.StreamReader,
-        writer: asyncio.StreamWriter,
-    ) -> None:
-        request = await streams.receive_message(reader, wire.BlobRequest)
-        with serves.slot(peer) as free:
-            if not free:
-                await streams.send_message(writer, wire.BlobHeader(status=wire.BLOB_BUSY))
-                return
-            file = await asyncio.to_thread(self._open, request)
-            if file is None:
-                await streams.send_message(writer, wire.BlobHeader(status=wire.BLOB_UNKNOWN))
-                return
-            with file:
-                await self._send(file, writer)
-
-    async def _send(self, file: BinaryIO, writer: asyncio.StreamWriter) -> None:
-        size_bytes = os.fstat(file.fileno()).st_size
-        await streams.send_message(writer, wire.BlobHeader(status=wire.BLOB_FOLLOWS, size_bytes=size_bytes))
-        while chunk := await asyncio.to_thread(file.read, streams.CHUNK_BYTES):
-            await streams.send(writer, chunk)
-
-    def _open(self, request: wire.BlobRequest) -> BinaryIO | None:
-        """The blob's file at the asked offset; None if it has no such offset, or is not here."""
-        path, size_bytes = self._store.path(request.digest), self._store.size(request.digest)
-        if path is None or size_bytes is None or request.offset > size_bytes:
-            return None
-        try:
-            file = path.open("rb", buffering=0)
-        except OSError:
-            return None
-        file.seek(request.offset)
-        return file
+# p2pd asks the peers that it is connected to where another one is, and learns who they are only after the
+# connection stands: in milliseconds, or on a busy machine tenths of a second.
+_KNOWS_NOBODY, _ACQUAINTED_TRIES = "failed to find any peer in table", 5
 
 
 class Fetcher:
@@ -141,7 +54,7 @@ class Fetcher:
                 return await self._fetch(p2p, peer, digest, size_bytes)
         except TimeoutError:
             raise ExchangeError("blob did not come in time") from None
-        except _NotServed:
+        except NotServed:
             raise
         except ExchangeError as error:
             self.shunned[peer] = reason(error)
@@ -155,7 +68,7 @@ class Fetcher:
                 self._refuse_shunned(peer)  # it may have failed another fetch meanwhile
                 resumed = partial.offset > 0
                 try:
-                    served = await _download(p2p, peer, partial)
+                    served = await download(p2p, peer, partial)
                 except (EOFError, ConnectionError):
                     if broke_off:
                         raise ExchangeError("peer broke off the blob") from None
@@ -181,45 +94,80 @@ class Fetcher:
 
     def _refuse_shunned(self, peer: bytes) -> None:
         if peer in self.shunned:
-            raise _NotServed(f"sender failed earlier in this round: {self.shunned[peer]}")
+            raise NotServed(f"sender failed earlier in this round: {self.shunned[peer]}")
 
 
-class _NotServed(ExchangeError):
+class NotServed(ExchangeError):
     """There is no blob from this peer now, and that is not its misbehaviour."""
+
+
+class Sink(Protocol):
+    """Where a download goes: `Partial` in memory, `FileDownload` on disk."""
+
+    @property
+    def digest(self) -> bytes:
+        """The blob's SHA-256."""
+
+    @property
+    def size_bytes(self) -> int:
+        """The whole blob's."""
+
+    @property
+    def offset(self) -> int:
+        """How many bytes are there."""
+
+    def write(self, chunk: bytes) -> None:
+        """Append; called in a thread, one at a time."""
 
 
 async def _close(beginning: asyncio.Task[Partial]) -> None:
     await asyncio.to_thread((await beginning).close)
 
 
-async def _download(p2p: P2P, peer: bytes, partial: Partial) -> bool:
+async def download(p2p: P2P, peer: bytes, sink: Sink) -> bool:
     """Let a peer serve the rest of a blob; False if it is busy.
 
-    Raises `_NotServed`; `EOFError` or `ConnectionError` if the blob breaks off in the middle; and another
+    Raises `NotServed`; `EOFError` or `ConnectionError` if the blob breaks off in the middle; and another
     `ExchangeError` for what only a bad peer does.
     """
-    try:
-        async with asyncio.timeout(OPEN_SECONDS):
-            _, reader, writer = await p2p.call_binary_stream_handler(libp2p_peer(peer), wire.BLOB_STREAM)
-    except TimeoutError:
-        raise _NotServed(f"peer cannot be reached: no answer in {OPEN_SECONDS:g} seconds") from None
-    except (P2PDaemonError, EOFError, OSError) as error:
-        raise _NotServed(f"peer cannot be reached: {' '.join(str(error).split())[:200]}") from error
+    reader, writer = await _open_stream(p2p, peer)
     with closing(writer):
         try:
-            await streams.send_message(writer, wire.BlobRequest(digest=partial.digest, offset=partial.offset))
+            await streams.send_message(writer, wire.BlobRequest(digest=sink.digest, offset=sink.offset))
             header = await streams.receive_message(reader, wire.BlobHeader)
         except (EOFError, ConnectionError):
             return False  # too many streams are open there
         if header.status == wire.BLOB_BUSY:
             return False
         if header.status == wire.BLOB_UNKNOWN:
-            raise _NotServed("peer does not have the blob")
-        if header.size_bytes != partial.size_bytes:
+            raise NotServed("peer does not have the blob")
+        if header.status == wire.BLOB_REFUSED:
+            raise NotServed("peer serves no more of its files today")
+        if header.size_bytes != sink.size_bytes:
             raise ExchangeError("blob has another size than announced")
-        async for chunk in streams.receive_bytes(reader, partial.size_bytes - partial.offset):
-            await asyncio.to_thread(partial.write, chunk)
+        async for chunk in streams.receive_bytes(reader, sink.size_bytes - sink.offset):
+            await asyncio.to_thread(sink.write, chunk)
     return True
+
+
+async def _open_stream(p2p: P2P, peer: bytes) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A blob stream to a peer that need not be connected; `NotServed` if it cannot be reached."""
+    tries = _ACQUAINTED_TRIES
+    try:
+        async with asyncio.timeout(OPEN_SECONDS):
+            while True:
+                try:
+                    opened = await p2p.call_binary_stream_handler(libp2p_peer(peer), wire.BLOB_STREAM)
+                    return opened[1], opened[2]
+                except P2PDaemonError as error:
+                    tries -= 1
+                    if not tries or _KNOWS_NOBODY not in str(error):
+                        raise
+                await asyncio.sleep(BUSY_RETRY_SECONDS)
+    except TimeoutError:
+        raise NotServed(f"peer cannot be reached: no answer in {OPEN_SECONDS:g} seconds") from None
+    except (P2PDaemonError, EOFError, OSError) as error:
+        raise NotServed(f"peer cannot be reached: {' '.join(str(error).split())[:200]}") from error
 
 
 class _Gate:

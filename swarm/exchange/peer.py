@@ -8,6 +8,7 @@ import random
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from hivemind.dht.routing import DHTID
@@ -19,11 +20,13 @@ from swarm.errors import ExchangeError, WireError
 from swarm.exchange import blobs, dht, hello, wire
 from swarm.exchange.addresses import AddressBook
 from swarm.exchange.dht import LIBP2P_ERRORS
+from swarm.exchange.file_fetcher import FileFetcher
 from swarm.exchange.gossip import Gossip
 from swarm.exchange.health import Health
 from swarm.exchange.host import Host
 from swarm.exchange.multiaddr import check_free, tcp_ports
 from swarm.exchange.reach import Reach, Reachability, ReachServer, reachability
+from swarm.exchange.serving import BlobServer
 from swarm.exchange.storage import RecordStorage
 from swarm.exchange.store import BlobStore
 from swarm.exchange.validator import (
@@ -82,8 +85,10 @@ class Peer:
         book: AddressBook,
         reach: Reach,
         bootnodes: Callable[[], Sequence[str]],
+        others_bytes_per_day: int,
     ) -> None:
         self.store = store
+        self.blob_server = BlobServer(store, rules.registered, others_bytes_per_day)
         self.gossip = gossip
         self.copies: set[tuple[int, int]] = set()  # (round, stage) in which somebody else spoke with our key
         self.restarts = 0  # of libp2p
@@ -102,7 +107,7 @@ class Peer:
         self._reach = reach
         self._bootnodes = bootnodes
         self._fetcher = blobs.Fetcher(store)
-        self._blob_server = blobs.BlobServer(store, rules.registered)
+        self._file_fetcher = FileFetcher(self.blob_server.open)
         self._reach_server = ReachServer()
         self._host: Host | None = None
         self._known: list[str] = []  # bootstrap addresses
@@ -173,7 +178,7 @@ class Peer:
 
     async def _serve(self, p2p: P2P) -> None:
         """Called by `Host.start`: answer what others ask a peer beside the DHT."""
-        await self._blob_server.start(p2p)
+        await self.blob_server.start(p2p)
         await self._reach_server.start(p2p)
         await hello.serve(p2p)
         # From now on the same port is listened on, in this life and the next: others remember it.
@@ -370,6 +375,9 @@ class Peer:
         if self.store.size(digest) is None:  # a full disk or quota: the data is good all the same
             self.gossip.dropped("fetched blob could not be kept", peer=peer)
         return data
+
+    async def fetch_to(self, peer: bytes, digest: bytes, size_bytes: int, path: Path, timeout: float) -> None:
+        await self._file_fetcher.fetch(self._running().p2p, peer, digest, size_bytes, path, timeout=timeout)
 
     async def _held(self, digest: bytes, size_bytes: int) -> bytes | None:
         held = await asyncio.to_thread(self.store.get, digest)

@@ -11,7 +11,7 @@ import logging
 import os
 import threading
 from collections import Counter
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from concurrent.futures import CancelledError
 from pathlib import Path
 from types import TracebackType
@@ -32,6 +32,7 @@ from swarm.exchange.validator import SwarmRules
 log = logging.getLogger(__name__)
 
 KEEP_ROUNDS = 16  # DESIGN.md, section 7: so long auditors may ask
+OTHERS_BYTES_PER_DAY = 2 * 2**30  # of shared files: one state of a 0.5B model, or 5 hours of 1 Mbit/s
 START_TIMEOUT_SECONDS = 45.0  # p2pd's own limit is 30
 CALL_TIMEOUT_SECONDS = 30.0  # nothing below takes as long; a dead p2pd must not hold a caller for ever
 STOP_TIMEOUT_SECONDS = 3.0
@@ -51,7 +52,11 @@ class Exchange:
     the gossip log and the address book. `reach` says how to be reached; the default is right for one machine.
     `initial_peers` and what `bootnodes` answers, from memory, again and again while this peer is alone, are
     multiaddresses with `/p2p/<peer id>`. Own blobs stay for `keep_rounds` rounds: so long others may audit
-    what is in them.
+    what is in them. Of the files that are shared beside the blobs, others than auditors get no more than
+    `others_bytes_per_day` together.
+
+    Who only wants to fetch needs no registered identity: a new key, a folder of its own and one address of
+    any peer do. As a stranger it is served last.
     """
 
     def __init__(
@@ -66,6 +71,7 @@ class Exchange:
         bootnodes: Callable[[], Sequence[str]] = tuple,
         max_blob_bytes: int = 2**30,
         keep_rounds: int = KEEP_ROUNDS,
+        others_bytes_per_day: int = OTHERS_BYTES_PER_DAY,
     ) -> None:
         self._initial_peers = tuple(initial_peers)
         self._peer = Peer(
@@ -77,6 +83,7 @@ class Exchange:
             AddressBook(folder / ADDRESSES_FILE),
             reach,
             bootnodes,
+            others_bytes_per_day,
         )
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -162,6 +169,18 @@ class Exchange:
         """Keep an own blob and serve it; returns its SHA-256. `ExchangeError` if it is over the quota."""
         return self._peer.store.put(data, own=True)
 
+    def share(self, files: Mapping[bytes, Path]) -> None:
+        """Serve these files, by their SHA-256, beside the blobs; those of the last call no more.
+
+        They stay where they are, outside of the quota, and are served as long as they are as they are now:
+        one that is missing, changed or replaced is unknown. Whether a digest is right, nobody checks here.
+        """
+        self._peer.blob_server.shared.replace(files)
+
+    def set_auditors(self, peers: Collection[bytes]) -> None:
+        """Call whenever it changes who (digests) is assigned to audit this peer: they come before others."""
+        self._peer.blob_server.set_auditors(peers)
+
     def announce(self, announcement: wire.Announcement) -> None:
         """Sign the announcement and store it in the DHT. The same one again is stored again, harmlessly.
 
@@ -183,6 +202,17 @@ class Exchange:
         Raises `ExchangeError` with the reason: unreachable, unknown blob, wrong size or digest, stalled.
         """
         return self._call(self._peer.fetch(peer, digest, size_bytes, timeout), timeout + CALL_TIMEOUT_SECONDS)
+
+    def fetch_to(self, peer: bytes, digest: bytes, size_bytes: int, path: Path, timeout: float) -> None:
+        """As `fetch`, but a blob of any size into a file, and little of it in memory.
+
+        What size is too much, the caller knows. Goes on where an earlier attempt ended, with the same or
+        another peer: what came then is in a hidden file beside `path`, or at `path` itself. `ExchangeError`
+        with the reason: unreachable, unknown blob, quota spent, wrong size or digest, stalled, late, no room
+        on the disk; nothing is at `path` then. A peer that fails here is not shunned.
+        """
+        fetching = self._peer.fetch_to(peer, digest, size_bytes, path, timeout)
+        self._call(fetching, timeout + CALL_TIMEOUT_SECONDS)
 
     def collect(
         self,

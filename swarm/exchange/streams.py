@@ -21,7 +21,7 @@ from swarm.exchange import wire
 CHUNK_BYTES = 256 * 1024
 LENGTH_BYTES = 2
 STALL_SECONDS = 5.0
-# An uplink of 1 Mbit/s shared by the 32 readers that a peer serves at once (`blobs.MAX_SERVES`).
+# An uplink of 1 Mbit/s shared by the 32 readers that a peer serves at once (`serving.MAX_SERVES`).
 MIN_BYTES_PER_SECOND = 4096
 
 T = TypeVar("T")

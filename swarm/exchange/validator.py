@@ -170,7 +170,7 @@ class AnnouncementValidator(RecordValidatorBase):
         slot = Slot(sealed.key.peer, announcement.round, announcement.stage)
         first = self._first.get(slot)
         if first == envelope:
-            return wire.Heard(peer=slot.peer, announcement=announcement)
+            return sealed.opened()
         heard = sealed.open()
         if first is not None:
             self._witness.equivocated(*slot, first, envelope)

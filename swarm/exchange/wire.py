@@ -149,13 +149,14 @@ class BlobRequest(Struct, frozen=True, array_like=True, forbid_unknown_fields=Tr
 
 BLOB_FOLLOWS: Final = 0
 BLOB_UNKNOWN: Final = 1
-BLOB_BUSY: Final = 2
+BLOB_BUSY: Final = 2  # ask again soon
+BLOB_REFUSED: Final = 3  # of a shared file only: what others than auditors get in a day is spent
 
 
 class BlobHeader(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, kw_only=True):
     """The answer to a `BlobRequest`; after `BLOB_FOLLOWS` come the bytes, `size_bytes` less the offset."""
 
-    status: Literal[0, 1, 2]
+    status: Literal[0, 1, 2, 3]
     size_bytes: U48 = 0  # of the whole blob
 
 
@@ -183,6 +184,7 @@ class Heard(Struct, frozen=True, kw_only=True):
 
     peer: bytes  # 32-byte digest of the sender
     announcement: Announcement
+    envelope: bytes  # as it was signed, so that anyone can check it again with `open_envelope`
 
 
 #: Signs a message for a round and stage with `swarm.pem`; `IdentityError` if another was signed there before.
@@ -248,13 +250,18 @@ class Sealed(Struct, frozen=True, kw_only=True):
     key: PublicKey
     envelope: Envelope
     announcement: Announcement
+    data: bytes  # the envelope's
 
     def open(self) -> Heard:
         """Check the signature; `WireError` if it is not the sender's."""
         message = _signed_message(self.announcement.swarm, self.envelope.body)
         if not self.key.verify(message, self.envelope.signature):
             raise WireError("signature is not the sender's")
-        return Heard(peer=self.key.peer, announcement=self.announcement)
+        return self.opened()
+
+    def opened(self) -> Heard:
+        """What `open` gives, for when the signature was checked before."""
+        return Heard(peer=self.key.peer, announcement=self.announcement, envelope=self.data)
 
 
 def unpack_envelope(data: bytes) -> Sealed:
@@ -269,7 +276,7 @@ def unpack_envelope(data: bytes) -> Sealed:
         key = PublicKey(envelope.modulus)
     except IdentityError as error:
         raise WireError(str(error)) from error
-    return Sealed(key=key, envelope=envelope, announcement=announcement)
+    return Sealed(key=key, envelope=envelope, announcement=announcement, data=data)
 
 
 def open_envelope(data: bytes) -> Heard:

@@ -204,6 +204,12 @@ class Learner:
                 }
             )
 
+    @torch.no_grad()
+    def nudge(self) -> None:
+        """Move the first weight by a hundredth: a fault that is planted for auditors to find."""
+        weight = next(iter(self._trained.values())).view(-1)[:1]
+        weight.mul_(1.01).add_(1e-4)
+
     @contextlib.contextmanager
     def with_weights(self, weights: Mapping[str, torch.Tensor] | None) -> Iterator[None]:
         """Lend the model other weights, to sample with an older state; None: its own. Not for updates."""

@@ -44,6 +44,32 @@ class Reported(Report, frozen=True, kw_only=True):
     block_number: int
 
 
+class Registered(Struct, frozen=True, kw_only=True):
+    """From here on `account` (a checksummed address) speaks for `peer`."""
+
+    peer: bytes
+    account: str
+    block_number: int
+
+
+class Rotated(Struct, frozen=True, kw_only=True):
+    """From here on `new` is what `old` was: account, history and standing are its own."""
+
+    old: bytes
+    new: bytes
+    block_number: int
+
+
+class Dated(Struct, frozen=True, kw_only=True):
+    """A report and the clock's round in which it came in: its own round, or a later one if it is late."""
+
+    report: Reported
+    clock_round: int
+
+
+Event = Registered | Rotated | Dated
+
+
 class Entry(Struct, frozen=True, kw_only=True):
     """What the ledger's storage says of one report, for ever."""
 
@@ -91,6 +117,26 @@ def reported_of(event: Any) -> Reported:
         verdicts=bytes(arguments["verdicts"]),
         late=bool(arguments["late"]),
         tx=hash_of(event),
+        block_number=int(event["blockNumber"]),
+    )
+
+
+def registered_of(event: Any) -> Registered:
+    """A `Registered` event as web3 decodes it."""
+    arguments = event["args"]
+    return Registered(
+        peer=bytes(arguments["peer"]),
+        account=str(arguments["account"]),
+        block_number=int(event["blockNumber"]),
+    )
+
+
+def rotated_of(event: Any) -> Rotated:
+    """A `Rotated` event as web3 decodes it."""
+    arguments = event["args"]
+    return Rotated(
+        old=bytes(arguments["oldPeer"]),
+        new=bytes(arguments["newPeer"]),
         block_number=int(event["blockNumber"]),
     )
 

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from blob_cast import Hosts
 from exchange_cast import Rogue, Swarm, nobody_knows, signer_of
 
 from identity import Identity
+from swarm.exchange import streams
 from swarm.exchange.service import Exchange
 from swarm.exchange.validator import Registered
 from swarm.exchange.wire import Signer
@@ -79,3 +81,15 @@ def make_rogue(identities: list[Identity], tmp_path: Path) -> Iterator[Callable[
             return rogue
 
         yield make
+
+
+@pytest.fixture(scope="module")
+def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
+    hosts = Hosts(tmp_path_factory.mktemp("hosts"))
+    yield hosts
+    hosts.stop()
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "STALL_SECONDS", 0.5)

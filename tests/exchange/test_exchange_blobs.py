@@ -3,96 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import os
 import socket
-from collections.abc import Callable, Coroutine, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
-from exchange_cast import nobody_knows
-from hivemind.p2p import P2P
+from blob_cast import Handler, Hosts, answering, digest_of, silent
 
-from identity import Identity
 from swarm.errors import ExchangeError
-from swarm.exchange import blobs, streams, wire
-from swarm.exchange.blobs import BlobServer, Fetcher
+from swarm.exchange import blobs, serving, streams, wire
+from swarm.exchange.blobs import Fetcher
 from swarm.exchange.store import BlobStore
-from swarm.exchange.validator import Registered
 
 HOUR = 3600.0
 QUOTA = 2**30
-WAIT_SECONDS = 30.0  # for what is meant to end by itself
-PEERS = 3
-
-Handler = Callable[[Any, asyncio.StreamReader, asyncio.StreamWriter], Coroutine[Any, Any, None]]
-
-
-class Hosts:
-    """Three connected libp2p hosts on one stock event loop."""
-
-    def __init__(self, folder: Path) -> None:
-        self._loop = asyncio.DefaultEventLoopPolicy().new_event_loop()
-        identities = [Identity.create(folder / f"{n}.pem") for n in range(PEERS)]
-        self.peers = [identity.peer for identity in identities]
-        self.p2p: list[P2P] = []
-        self._serving: set[int] = set()
-        for identity in identities:
-            self.p2p.append(self.run(self._start(identity)))
-
-    async def _start(self, identity: Identity) -> P2P:
-        known = [str(address) for p2p in self.p2p for address in await p2p.get_visible_maddrs()]
-        return await P2P.create(
-            known,
-            identity_path=str(identity.path),
-            auto_nat=False,
-            nat_port_map=False,
-            use_relay=False,
-            check_if_identity_free=False,
-        )
-
-    def run(self, work: Coroutine[Any, Any, Any]) -> Any:
-        return self._loop.run_until_complete(asyncio.wait_for(work, WAIT_SECONDS))
-
-    def serve(self, n: int, handler: Handler) -> None:
-        """Let a host answer blob streams with this handler."""
-        self.run(self._serve(n, lambda: self.p2p[n].add_binary_stream_handler(wire.BLOB_STREAM, handler)))
-
-    def serve_store(self, n: int, store: BlobStore, registered: Registered = nobody_knows) -> None:
-        """Let a host answer blob streams as a peer does."""
-        self.run(self._serve(n, lambda: BlobServer(store, registered).start(self.p2p[n])))
-
-    async def _serve(self, n: int, begin: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        if n in self._serving:
-            await self.p2p[n].remove_binary_stream_handler(wire.BLOB_STREAM)
-        await begin()
-        self._serving.add(n)
-
-    async def open(self, reader: int, server: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """A blob stream, nothing sent on it."""
-        opened = await self.p2p[reader].call_binary_stream_handler(self.p2p[server].peer_id, wire.BLOB_STREAM)
-        return opened[1], opened[2]
-
-    def stop(self) -> None:
-        async def end() -> None:
-            for p2p in self.p2p:
-                await p2p.shutdown()
-            rest = asyncio.all_tasks() - {asyncio.current_task()}
-            for task in rest:
-                task.cancel()
-            await asyncio.gather(*rest, return_exceptions=True)
-
-        self._loop.run_until_complete(end())
-        self._loop.close()
-
-
-@pytest.fixture(scope="module")
-def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
-    hosts = Hosts(tmp_path_factory.mktemp("hosts"))
-    yield hosts
-    hosts.stop()
 
 
 @pytest.fixture
@@ -109,15 +35,6 @@ def kept(tmp_path: Path) -> BlobStore:
     return BlobStore(tmp_path / "kept", QUOTA, HOUR)
 
 
-@pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streams, "STALL_SECONDS", 0.5)
-
-
-def digest_of(data: bytes) -> bytes:
-    return hashlib.sha256(data).digest()
-
-
 def fetch(
     hosts: Hosts, fetcher: Fetcher, data: bytes, *, server: int = 0, reader: int = 1, timeout: float = 20
 ) -> bytes:
@@ -125,20 +42,6 @@ def fetch(
     return hosts.run(
         fetcher.fetch(hosts.p2p[reader], hosts.peers[server], digest_of(data), len(data), timeout=timeout)
     )
-
-
-def answering(*pieces: bytes, size_bytes: int = 7, status: int = wire.BLOB_FOLLOWS) -> Handler:
-    """Serves these bytes, whatever is asked for and from wherever."""
-
-    async def answer(_info: Any, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await streams.receive_message(reader, wire.BlobRequest)
-        await streams.send_message(writer, wire.BlobHeader(status=status, size_bytes=size_bytes))
-        with suppress(OSError):
-            for piece in pieces:
-                await streams.send(writer, piece)
-        writer.close()
-
-    return answer
 
 
 def test_large_blob_arrives_whole_and_is_kept(hosts, served, kept):
@@ -187,11 +90,6 @@ async def flooding(_info: Any, reader: asyncio.StreamReader, writer: asyncio.Str
     with suppress(OSError, ExchangeError):
         while True:
             await streams.send(writer, b"c" * 65536)
-    writer.close()
-
-
-async def silent(_info: Any, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    await reader.read()  # until the other side gives up
     writer.close()
 
 
@@ -543,7 +441,7 @@ def test_peer_that_asks_for_too_much_at_once_is_told_to_wait_and_others_are_serv
 
     async def greedy() -> list[int]:
         answers = [
-            await ask(hosts, wire.BlobRequest(digest=digest)) for _ in range(blobs.MAX_SERVES_PER_PEER + 1)
+            await ask(hosts, wire.BlobRequest(digest=digest)) for _ in range(serving.MAX_SERVES_PER_PEER + 1)
         ]
         other = Fetcher(kept).fetch(hosts.p2p[2], hosts.peers[0], digest_of(b"content"), 7, timeout=20)
         assert await other == b"content"
@@ -551,14 +449,14 @@ def test_peer_that_asks_for_too_much_at_once_is_told_to_wait_and_others_are_serv
             outgoing.close()
         return [header.status for header, _, _ in answers]
 
-    assert hosts.run(greedy()) == [wire.BLOB_FOLLOWS] * blobs.MAX_SERVES_PER_PEER + [wire.BLOB_BUSY]
+    assert hosts.run(greedy()) == [wire.BLOB_FOLLOWS] * serving.MAX_SERVES_PER_PEER + [wire.BLOB_BUSY]
 
 
 def test_reader_that_does_not_read_is_dropped_and_its_slots_are_free_again(hosts, served, impatient):
     digest = served.put(os.urandom(2**24), own=True)
 
     async def lazy() -> int:
-        held = [await ask(hosts, wire.BlobRequest(digest=digest)) for _ in range(blobs.MAX_SERVES_PER_PEER)]
+        held = [await ask(hosts, wire.BlobRequest(digest=digest)) for _ in range(serving.MAX_SERVES_PER_PEER)]
         status = wire.BLOB_BUSY
         while status == wire.BLOB_BUSY:
             header, _, outgoing = await ask(hosts, wire.BlobRequest(digest=digest))
@@ -581,11 +479,11 @@ def test_streams_of_a_peer_that_says_nothing_are_shut_at_once_and_others_are_ser
         before = open_files()
         held = [await hosts.open(1, 0) for _ in range(300)]
         ended = [asyncio.create_task(incoming.read()) for incoming, _ in held]
-        while sum(task.done() for task in ended) < len(held) - blobs.MAX_STREAMS_PER_PEER:
+        while sum(task.done() for task in ended) < len(held) - serving.MAX_STREAMS_PER_PEER:
             await asyncio.wait(
                 [task for task in ended if not task.done()], return_when=asyncio.FIRST_COMPLETED
             )
-        assert sum(not task.done() for task in ended) == blobs.MAX_STREAMS_PER_PEER
+        assert sum(not task.done() for task in ended) == serving.MAX_STREAMS_PER_PEER
         data = await Fetcher(kept).fetch(hosts.p2p[2], hosts.peers[0], digest_of(b"content"), 7, timeout=20)
         for _, outgoing in held:
             outgoing.close()
@@ -653,8 +551,8 @@ def test_slow_reader_that_keeps_the_pace_gets_everything(impatient):
 
 
 def test_strangers_cannot_keep_registered_peers_waiting(hosts, served, kept, tmp_path, monkeypatch):
-    monkeypatch.setattr(blobs, "MAX_STRANGERS_STREAMS", 1)
-    monkeypatch.setattr(blobs, "MAX_SERVES", 1)
+    monkeypatch.setattr(serving, "MAX_STRANGERS_STREAMS", 1)
+    monkeypatch.setattr(serving, "MAX_SERVES", 1)
     hosts.serve_store(0, served, registered=lambda peer: peer == hosts.peers[1])
     data = b"content"
     digest = served.put(data, own=True)

@@ -91,7 +91,7 @@ MESSAGES = {
     wire.Group: GROUP,
     wire.GroupsBlob: st.builds(wire.GroupsBlob, version=st.just(1), groups=tuples(GROUP, least=1)),
     wire.BlobRequest: st.builds(wire.BlobRequest, digest=DIGEST, offset=U48),
-    wire.BlobHeader: st.builds(wire.BlobHeader, status=st.integers(0, 2), size_bytes=U48),
+    wire.BlobHeader: st.builds(wire.BlobHeader, status=st.integers(0, 3), size_bytes=U48),
     wire.ReachRequest: st.builds(wire.ReachRequest, ports=tuples(U16, least=1)),
     wire.ReachAnswer: st.builds(wire.ReachAnswer, address=st.text(max_size=64), reached=tuples(U16)),
     wire.Hello: st.builds(wire.Hello, addresses=tuples(st.text(max_size=200))),
@@ -123,7 +123,9 @@ def test_token_ids_survive_packing(tokens):
 @given(announcement=ANNOUNCEMENT)
 def test_any_announcement_opens_as_its_signer_made_it(identities, announcement):
     data = signed(identities[0], announcement)
-    assert wire.open_envelope(data) == wire.Heard(peer=identities[0].peer, announcement=announcement)
+    heard = wire.open_envelope(data)
+    assert heard == wire.Heard(peer=identities[0].peer, announcement=announcement, envelope=data)
+    assert wire.open_envelope(heard.envelope) == heard
     assert len(data) <= wire.MAX_ANNOUNCEMENT_BYTES
 
 
@@ -346,7 +348,7 @@ LIMITS: list[tuple[type[msgspec.Struct], int, Callable[[int], Any], int, int]] =
     (wire.GroupsBlob, 1, _many(_VALID[wire.Group]), 1, wire.MAX_GROUPS),
     (wire.BlobRequest, 0, bytes, 32, 32),
     (wire.BlobRequest, 1, _same, 0, 2**48 - 1),
-    (wire.BlobHeader, 0, _same, 0, 2),
+    (wire.BlobHeader, 0, _same, 0, 3),
     (wire.BlobHeader, 1, _same, 0, 2**48 - 1),
     (wire.ReachRequest, 0, _many(80), 1, 4),
     (wire.ReachRequest, 0, lambda port: [port], 0, 2**16 - 1),

@@ -62,7 +62,7 @@ def heard(peer=ALICE, round_number=100, stage=0, **changes):
         "blob": b"\xbb" * 32,
         "blob_bytes": 500,
     }
-    return wire.Heard(peer=peer, announcement=wire.Announcement(**(announced | changes)))
+    return wire.Heard(peer=peer, announcement=wire.Announcement(**(announced | changes)), envelope=b"")
 
 
 def rows(path, table):

@@ -2,10 +2,23 @@ import hashlib
 
 import msgspec
 import pytest
+from simulation import AFTER, BEFORE, BUILD
 
+from swarm.errors import WireError
 from swarm.exchange.wire import Completion, Group
 from swarm.verde import merkle
-from swarm.verde.commitment import Commitment, Skip, group_digest, groups_root, rollout_leaf
+from swarm.verde.commitment import (
+    HEAD_BYTES,
+    Commitment,
+    Published,
+    Skip,
+    decode,
+    group_digest,
+    groups_root,
+    rollout_leaf,
+    whereabouts,
+)
+from swarm.verde.verdicts import AuditClass
 
 PEER = b"p" * 32
 
@@ -43,34 +56,76 @@ def test_group_digest_covers_what_was_shown():
     assert groups_root(PEER, 1, 0, [group]) == group_digest(PEER, 1, 0, group)
 
 
+def a_commitment() -> Commitment:
+    return Commitment(
+        swarm=b"s" * 32,
+        round=7,
+        peer=PEER,
+        beacon=b"z" * 32,
+        active=4,
+        previous=b"v" * 32,
+        base=b"b" * 32,
+        audit_class=AuditClass.SAME_BUILD,
+        build=BUILD,
+        sampled_with=BEFORE,
+        state_before=BEFORE,
+        state_after=AFTER,
+        published=(Published(b"3" * 32, 1, b"9" * 32, 100),),
+        heard=((b"envelope",),),
+        batch=(b"4" * 32,),
+        skips=(Skip(b"5" * 32, "no advantage"),),
+        reward_micros=5,
+    )
+
+
 @pytest.mark.parametrize(
     "change",
     [
         {"round": 8},
         {"peer": b"q" * 32},
+        {"beacon": b"x" * 32},
+        {"previous": b"x" * 32},
         {"base": b"x" * 32},
-        {"sampled_with": b"x" * 32},
-        {"state_before": b"x" * 32},
-        {"state_after": b"x" * 32},
-        {"rollouts": ()},
+        {"audit_class": AuditClass.TOLERANT},
+        {"build": msgspec.structs.replace(BUILD, threads=2)},
+        {"sampled_with": AFTER},
+        {"state_before": AFTER},
+        {"state_after": BEFORE},
+        {"published": ()},
+        {"heard": ((),)},
+        {"passed_over": (b"x" * 32,)},
+        {"unread": (b"x" * 32,)},
         {"batch": ()},
         {"skips": ()},
         {"reward_micros": 6},
     ],
 )
 def test_root_depends_on_every_field(change):
-    commitment = Commitment(
-        swarm=b"s" * 32,
-        round=7,
-        peer=PEER,
-        base=b"b" * 32,
-        sampled_with=b"0" * 32,
-        state_before=b"1" * 32,
-        state_after=b"2" * 32,
-        rollouts=(b"3" * 32,),
-        batch=(b"4" * 32,),
-        skips=(Skip(b"5" * 32, "no advantage"),),
-        reward_micros=5,
-    )
+    commitment = a_commitment()
     assert msgspec.structs.replace(commitment, **change).root() != commitment.root()
-    assert msgspec.msgpack.decode(commitment.encode(), type=Commitment).root() == commitment.root()
+    assert decode(commitment.encode(), commitment.root()) == commitment
+
+
+def test_head_tells_where_the_blob_is():
+    commitment = a_commitment()
+    head, blob = commitment.head(), commitment.encode()
+    assert len(head) == HEAD_BYTES
+    assert hashlib.sha256(head).digest() == commitment.root()
+    assert whereabouts(head) == (hashlib.sha256(blob).digest(), len(blob))
+
+
+@pytest.mark.parametrize("head", [b"", bytes(HEAD_BYTES - 1), b"\xff" * HEAD_BYTES])
+def test_what_is_no_head_is_refused(head):
+    with pytest.raises(WireError, match="not the head of a commitment"):
+        whereabouts(head)
+
+
+@pytest.mark.parametrize("blob", [b"", b"\xc1", msgspec.msgpack.encode(list(range(19)))])
+def test_what_is_no_commitment_is_refused(blob):
+    with pytest.raises(WireError):
+        decode(blob, bytes(32))
+
+
+def test_commitment_of_another_root_is_refused():
+    with pytest.raises(WireError, match="another root"):
+        decode(a_commitment().encode(), bytes(32))

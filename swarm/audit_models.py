@@ -1,0 +1,73 @@
+"""The models of an auditor: the one that a commitment names, loaded once and kept until another is named."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection
+from pathlib import Path
+
+from msgspec.structs import replace
+
+from swarm.audit import Model
+from swarm.errors import ModelError, UsageError
+from swarm.learner.trainer import Learner
+from swarm.manifest import Manifest
+from swarm.policy.loading import base_digest
+from swarm.policy.model import Policy
+from swarm.policy.plan import Plan
+from swarm.verde.build import Build
+
+log = logging.getLogger("swarm.audit")
+
+
+class LoadedModels:
+    """Loads as the plan of this machine says: on its device, with its bounds on memory.
+
+    What a commitment says of its model (which one, an adapter or not, the precision) is taken from it, for its
+    states fit no other.
+    """
+
+    def __init__(
+        self, manifest: Manifest, plan: Plan, work_dir: Path, trusted_code: Collection[str] = ()
+    ) -> None:
+        self._manifest = manifest
+        self._plan = plan
+        self._work_dir = work_dir
+        self._trusted_code = trusted_code
+        self._plan_now: Plan | None = None
+        self._model: Model | None = None
+
+    def get(self, build: Build) -> Model:
+        """The model of a commitment, which must be one of the manifest's; `ModelError` if it cannot be had."""
+        plan = replace(
+            self._plan,
+            model=build.model,
+            revision=build.revision,
+            lora=build.lora,
+            four_bit=build.four_bit,
+            precision=build.precision,
+            gradient_checkpointing=build.gradient_checkpointing,
+        )
+        if self._model is None or plan != self._plan_now:
+            self._model = None  # before the next one takes its place in memory
+            self._model, self._plan_now = self._load(plan), plan
+        return self._model
+
+    def _load(self, plan: Plan) -> Model:
+        manifest = self._manifest
+        log.info("loading to audit model=%s device=%s", plan.model, plan.device)
+        try:
+            policy = Policy.of(plan, None, self._trusted_code)
+            base = base_digest(plan.model, plan.revision, self._trusted_code)
+        except UsageError as error:
+            raise ModelError(str(error)) from error
+        learner = Learner(
+            policy,
+            manifest.learn,
+            manifest.group_size,
+            manifest.sampling.temperature,
+            max(stage.max_tokens for stage in manifest.stages),
+            self._work_dir,
+        )
+        learner.max_tokens_at_once = plan.learning_tokens_at_once
+        return Model(policy, learner, Build.of(plan, policy, learner), base, learner.state().digest)

@@ -1,0 +1,292 @@
+"""A node's audits: of which reports, with what means, and what goes of it into its own reports.
+
+A thread of its own fetches what an audit needs and hands it to the audit process; the round never waits for
+either. What is spent is bounded: a share of the time, and bytes a day.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import secrets
+import shutil
+import sqlite3
+import tempfile
+import time
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+from identity import peer_name
+from swarm.audit import Facts, Undecided, facts_of
+from swarm.audit_evidence import Fetching, Source, TooMuch, Withheld
+from swarm.audit_log import Audited, AuditLog, KeptSeal
+from swarm.audit_process import AuditProcess
+from swarm.errors import LedgerError
+from swarm.findings import Findings
+from swarm.ledger.background import Background
+from swarm.ledger.client import LedgerClient
+from swarm.manifest import Manifest
+from swarm.verde import verdicts
+from swarm.verde.cases import Assignment, Settled
+from swarm.verde.reputation import PLANT_OPENED_AFTER, PLANT_ROUNDS, Reputation
+from swarm.verde.standings import Standings
+from swarm.verde.verdicts import AuditClass, Check, Fault, Outcome, Plant, PlantKind, Verdict
+
+log = logging.getLogger("swarm.audit")
+
+# A planted fault costs its round's reward, so one in so many rounds must do.
+PLANT_RATE = 1 / 40
+FETCH_SHARE = 0.25  # of a round: so long one fetch may take
+LEAST_FETCH_SECONDS = 3.0
+AUDIT_ROUNDS = 1.5  # an audit that takes longer comes too late
+DAY_SECONDS = 24 * 3600.0
+STOP_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class Means:
+    """What audits may cost."""
+
+    share: float  # of the time
+    bytes_per_day: int
+
+
+class Budget:
+    """Bytes left to spend in a sliding day, and when the share of time allows to go on."""
+
+    def __init__(self, means: Means) -> None:
+        self._means = means
+        self._spent: list[tuple[float, int]] = []
+        self._next = 0.0
+
+    def bytes_left(self, now: float) -> int:
+        """Of this day."""
+        self._spent = [(at, count) for at, count in self._spent if now - at < DAY_SECONDS]
+        return max(0, self._means.bytes_per_day - sum(count for _, count in self._spent))
+
+    def spent(self, now: float, seconds: float, count: int) -> None:
+        """Take an audit in."""
+        self._spent.append((now, count))
+        self._next = now + seconds * (1 / self._means.share - 1)
+
+    def wait_seconds(self, now: float) -> float:
+        """Until the share of time allows another audit."""
+        return max(0.0, self._next - now)
+
+
+class Auditing:
+    """The auditor in a node. Started and stopped by it; everything else may be called from its thread.
+
+    Args:
+        audit_class: our own.
+        now: the ledger's time.
+        ledger: a client of its own.
+        set_auditors: tells the exchange who is assigned to audit us.
+    """
+
+    def __init__(
+        self,
+        peer: bytes,
+        manifest: Manifest,
+        ledger: LedgerClient,
+        standings: Standings,
+        source: Source,
+        process: AuditProcess,
+        folder: Path,
+        means: Means,
+        audit_class: AuditClass,
+        now: Callable[[], float],
+        set_auditors: Callable[[Collection[bytes]], None],
+    ) -> None:
+        self._peer = peer
+        self._manifest = manifest
+        self._ledger = ledger
+        self._standings = standings
+        self._source = source
+        self._process = process
+        self._folder = folder
+        self._log = AuditLog(folder / "audits.sqlite")
+        self._means = means
+        self._budget = Budget(means)
+        # Where equality is not exact, one moved weight is not to be found.
+        self._plants = [
+            kind for kind in PlantKind if kind is not PlantKind.WEIGHT or audit_class > AuditClass.TOLERANT
+        ]
+        self._now = now
+        self._set_auditors = set_auditors
+        self._todo: queue.SimpleQueue[Assignment | None] = queue.SimpleQueue()
+        self._stopping = False
+        self._thread = Background("audits", self._run)
+        standings.on_round(self._on_round)
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End what is under way; it is lost."""
+        self._stopping = True
+        self._todo.put(None)
+        self._process.close()
+        self._thread.join(STOP_SECONDS)
+        self._log.close()
+
+    def check(self) -> None:
+        """Raise the mistake that ended the thread, if one did."""
+        self._thread.check()
+
+    # What a round needs
+
+    def ineligible(self, number: int, patience: float) -> frozenset[bytes]:
+        """Whose score was under the floor when round `number` began; nobody's, if that is not known in time."""
+        self._standings.wait(number, patience)
+        with self._standings.reading() as reputation:
+            return reputation.ineligible_in(number) or frozenset()
+
+    def plant(self, number: int) -> Plant | None:
+        """The fault that is registered for this round."""
+        before = self._log.seal_of(number - 1)
+        return before.sealed.plant if before else None
+
+    def verdicts(self, number: int, planted: bool) -> bytes:
+        """The `verdicts` of round `number`'s report: a new seal, and what opens older ones.
+
+        Args:
+            planted: whether the round holds the fault that was registered for it.
+        """
+        before, opening = self._log.seal_of(number - 1), None
+        if before is not None:
+            if planted:
+                self._log.keep(KeptSeal(before.round, before.sealed, planted=True))
+            if before.sealed.verdicts or self._had_duties(number - 2):
+                opening = before.sealed.opening
+        planted_round = number - PLANT_OPENED_AFTER
+        registered = self._log.seal_of(planted_round - 1)
+        plant_opening = None
+        if registered is not None and registered.planted:
+            plant_opening = registered.sealed.plant_opening(planted_round)
+        found = [one.verdict for one in self._log.audits(drawn_in=number - 1) if one.verdict is not None]
+        sealed = verdicts.seal(found, self._next_plant(number + 1))
+        self._log.keep(KeptSeal(number, sealed))
+        return verdicts.encode(sealed.seal, opening, plant_opening)
+
+    def _had_duties(self, drawn_in: int) -> bool:
+        """Whether we were to audit in a round: then the seal is opened, even if it is empty."""
+        with self._standings.reading() as reputation:
+            known = reputation.number >= drawn_in
+            return not known or bool(reputation.assignments(self._peer, drawn_in))
+
+    def _next_plant(self, number: int) -> Plant | None:
+        """A fault for round `number`, seldom, so that auditors who do not look are found out."""
+        last = self._log.last_plant()
+        if last is not None and number - last <= PLANT_ROUNDS:
+            return None
+        if secrets.SystemRandom().random() >= PLANT_RATE:
+            return None
+        return Plant(secrets.choice(self._plants))
+
+    # Who audits whom
+
+    def _on_round(self, number: int, reputation: Reputation, settled: list[Settled]) -> None:
+        """Called by the standings' thread when it has entered a round."""
+        ours = [auditor for case, auditor in reputation.cases() if case.served_by == self._peer]
+        self._set_auditors(ours)
+        for case in settled:
+            if case.peer == self._peer and case.outcome in (Outcome.FAILED, Outcome.WITHHELD):
+                log.warning("others found fault with us round=%d faults=%s", case.round, case.faults)
+        if self._means.share > 0:
+            for assignment in reputation.assignments(self._peer):
+                self._todo.put(assignment)
+
+    def _run(self) -> None:
+        while not self._stopping:
+            assignment = self._todo.get()
+            if assignment is None:
+                return
+            if self._is_too_late(assignment):
+                log.info(
+                    "audit left out, too late peer=%s round=%d", peer_name(assignment.peer), assignment.round
+                )
+                continue
+            try:
+                self._audit(assignment)
+            except (LedgerError, sqlite3.Error, OSError) as error:
+                log.warning("audit not done round=%d error=%r", assignment.round, str(error))
+
+    def _is_too_late(self, assignment: Assignment) -> bool:
+        """The verdict rides in the report of the round after the draw."""
+        return self._now() >= self._round_starts(assignment.drawn_in + 2)
+
+    def _round_starts(self, number: int) -> float:
+        return float(self._ledger.genesis + number * self._manifest.round_seconds)
+
+    def _audit(self, assignment: Assignment) -> None:
+        if self._log.is_audited(assignment.peer, assignment.round, assignment.drawn_in):
+            return  # before a restart
+        wait = self._budget.wait_seconds(time.monotonic())
+        began = time.monotonic()
+        while time.monotonic() - began < wait and not self._stopping and not self._is_too_late(assignment):
+            time.sleep(min(0.2, wait))
+        began = time.monotonic()
+        facts = self._facts(assignment)
+        folder = Path(tempfile.mkdtemp(prefix="audit-", dir=self._folder))
+        fetching = Fetching(
+            self._source,
+            self._manifest,
+            folder,
+            seconds=max(LEAST_FETCH_SECONDS, FETCH_SHARE * self._manifest.round_seconds),
+            budget_bytes=self._budget.bytes_left(began),
+        )
+        words, verdict, findings = "", None, None
+        try:
+            findings = self._process.check(fetching.fetch(facts), AUDIT_ROUNDS * self._manifest.round_seconds)
+            verdict = verdict_of(findings)
+        except Withheld as error:
+            words, verdict = str(error), withheld(facts, str(error))
+        except (Undecided, TooMuch) as error:
+            words = str(error)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+        if self._stopping:
+            return
+        seconds = time.monotonic() - began
+        self._budget.spent(time.monotonic(), seconds, fetching.fetched_bytes)
+        self._log.save(
+            Audited(
+                peer=facts.peer,
+                round=facts.round,
+                drawn_in=assignment.drawn_in,
+                at=self._now(),
+                verdict=verdict,
+                findings=findings,
+                words=words,
+                seconds=round(seconds, 2),
+                fetched_bytes=fetching.fetched_bytes,
+            )
+        )
+        said = words or "; ".join(one.words for one in findings.findings if one.faults) if findings else words
+        log.info(
+            "audited peer=%r round=%d outcome=%s seconds=%.1f %s",
+            peer_name(facts.peer),
+            facts.round,
+            verdict.outcome.name.lower() if verdict else "undecided",
+            seconds,
+            said,
+        )
+
+    def _facts(self, assignment: Assignment) -> Facts:
+        with self._standings.reading() as reputation:
+            ineligible = reputation.ineligible_in(assignment.round) or frozenset()
+        return facts_of(assignment, self._ledger, self._manifest.audits.groups, ineligible)
+
+
+def verdict_of(findings: Findings) -> Verdict:
+    """What an audit says on the ledger."""
+    return Verdict(findings.peer, findings.round, findings.outcome, findings.audit_class, findings.faults)
+
+
+def withheld(facts: Facts, why: str) -> Verdict:
+    """The verdict on a peer that does not serve what it must."""
+    fault = Fault(Check.AVAILABILITY, 1, why[:80])
+    return Verdict(facts.peer, facts.round, Outcome.WITHHELD, AuditClass.TOLERANT, (fault,))

@@ -1,0 +1,187 @@
+"""What is known of one peer: its reports, what audits said of them, and the score that follows."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+from msgspec import Struct
+from scipy.special import betaincinv
+
+from swarm.ledger.records import Reported
+from swarm.manifest import MICROS
+from swarm.verde.verdicts import AuditClass, Plant
+
+KEPT_REPORTS = 64  # of a peer
+QUANTILE = 0.1  # DESIGN.md, section 7: the score is the 10% lower bound
+DECAY = 0.97  # of passes and fails, at each settled audit of the peer
+# What a score can reach at most, in micro-units, by the class of the last settled audit.
+CLASS_CAP = {AuditClass.TOLERANT: 700_000, AuditClass.SAME_BUILD: 900_000, AuditClass.EXACT: MICROS}
+_NANOS = 1000  # of a micro-unit
+_MOST_KNOWN = 200_000  # quantiles remembered
+
+
+class Standing(Struct, frozen=True, kw_only=True):
+    """A peer as reputation has it after the round that was entered last. Rewards and score in micro-units."""
+
+    peer: bytes
+    account: str  # "": none is known
+    score_micros: int
+    passes: float  # decayed
+    fails: float
+    age: int  # reports in the unbroken chain of states
+    rounds: int  # reported
+    ranked_rounds: int  # that count in `verified_micros`
+    verified_micros: int
+    reward_micros: int  # claimed for rounds that were reported on time, whatever audits said
+    audits_passed: int
+    audits_failed: int  # plants not counted
+    probation_until: int  # the first round in which it is not on probation any more; 0: it never was
+    audit_class: AuditClass | None  # of its last settled audit
+    is_eligible: bool  # to be learned from and shown
+    state: bytes | None  # after its latest reported round; None: it never reported
+    commitment: bytes | None  # of that round
+
+    @property
+    def value(self) -> int:
+        """What the leaderboard sorts by: verified contribution times score squared."""
+        return self.verified_micros * self.score_micros**2
+
+
+@dataclass(slots=True, eq=False)
+class Kept:
+    """One report, without its verdicts, and what became of it."""
+
+    report: Reported
+    clock_round: int
+    is_ranked: bool
+    plant: Plant | None = None  # opened
+
+
+@dataclass(slots=True, eq=False)
+class Member:
+    """A peer under whatever key it has now. Changed by `Reputation` alone."""
+
+    peer: bytes
+    account: str = ""
+    passes: float = 0.0
+    fails: float = 0.0
+    score_micros: int = 0
+    age: int = 0
+    rounds: int = 0
+    ranked_rounds: int = 0
+    verified_micros: int = 0
+    reward_micros: int = 0
+    audits_passed: int = 0
+    audits_failed: int = 0
+    probation_until: int = 0
+    audit_class: AuditClass | None = None
+    last_seen: int = -1  # clock round of its last report
+    last_plant: int | None = None  # the round of its last valid plant
+    reports: deque[Kept] = field(default_factory=lambda: deque(maxlen=KEPT_REPORTS))
+    seals: dict[int, tuple[bytes, bool]] = field(default_factory=dict)  # by round; whether it was on time
+
+    def kept(self, round: int) -> Kept | None:
+        """Its report of `round`, if that is one of the last."""
+        return next((kept for kept in reversed(self.reports) if kept.report.round == round), None)
+
+    def latest(self, *, round_below: int | None = None, seen_before: int | None = None) -> Kept | None:
+        """Its report of the latest round, of those below a round, or there before a clock round began."""
+        return max(
+            (
+                kept
+                for kept in self.reports
+                if (round_below is None or kept.report.round < round_below)
+                and (seen_before is None or kept.clock_round < seen_before)
+            ),
+            key=lambda kept: kept.report.round,
+            default=None,
+        )
+
+    def audited(self, passes: float, fails: float) -> None:
+        """Count a settled audit."""
+        self.passes = self.passes * DECAY + passes
+        self.fails = self.fails * DECAY + fails
+
+    def add(self, kept: Kept) -> None:
+        """Take in a report, the age being counted already."""
+        self.reports.append(kept)
+        self.rounds += 1
+        self.last_seen = kept.clock_round
+        if not kept.report.late:
+            self.reward_micros += kept.report.reward_micros
+        if kept.is_ranked:
+            self.ranked_rounds += 1
+            self.verified_micros += kept.report.reward_micros
+
+    def unrank(self, kept: Kept) -> None:
+        """Let a report not count, for good."""
+        if kept.is_ranked:
+            kept.is_ranked = False
+            self.ranked_rounds -= 1
+            self.verified_micros -= kept.report.reward_micros
+
+    def is_on_probation(self, number: int) -> bool:
+        """Whether a fail was settled lately."""
+        return number < self.probation_until
+
+    def is_eligible(self, number: int, floor_micros: int) -> bool:
+        """Whether others use its work in round `number`. Who is new may still show what it is."""
+        return self.rounds == 0 or (self.score_micros >= floor_micros and not self.is_on_probation(number))
+
+    def standing(self, number: int, floor_micros: int) -> Standing:
+        """All this, for others to keep."""
+        latest = self.latest()
+        return Standing(
+            peer=self.peer,
+            account=self.account,
+            score_micros=self.score_micros,
+            passes=self.passes,
+            fails=self.fails,
+            age=self.age,
+            rounds=self.rounds,
+            ranked_rounds=self.ranked_rounds,
+            verified_micros=self.verified_micros,
+            reward_micros=self.reward_micros,
+            audits_passed=self.audits_passed,
+            audits_failed=self.audits_failed,
+            probation_until=self.probation_until,
+            audit_class=self.audit_class,
+            is_eligible=self.is_eligible(number, floor_micros),
+            state=latest.report.state_after if latest else None,
+            commitment=latest.report.commitment if latest else None,
+        )
+
+
+class Scores:
+    """Computes scores, many at once, and remembers the quantiles: honest peers have the same few."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[float, float], int] = {}
+
+    def update(self, members: Iterable[Member]) -> None:
+        """Give each the score that follows from its passes, fails and class."""
+        changed = list(members)
+        unknown = list({(m.passes, m.fails) for m in changed} - self._known.keys())
+        if len(self._known) + len(unknown) > _MOST_KNOWN:
+            self._known.clear()
+            unknown = list({(m.passes, m.fails) for m in changed})
+        self._known.update(zip(unknown, lower_bounds(unknown), strict=True))
+        for m in changed:
+            cap = CLASS_CAP[AuditClass.TOLERANT if m.audit_class is None else m.audit_class]
+            m.score_micros = min(self._known[m.passes, m.fails], cap)
+
+
+def lower_bounds(counts: list[tuple[float, float]]) -> list[int]:
+    """The 10% quantile of Beta(1 + passes, 1 + fails) of each pair, floored to micro-units.
+
+    Libraries may differ in the last bits, so it is rounded to nano-units first: else 0.1, which a newcomer
+    has, would be 100,000 micro-units here and 99,999 there.
+    """
+    if not counts:
+        return []
+    passes, fails = np.array(counts, dtype=np.float64).T
+    nanos = np.rint(betaincinv(1 + passes, 1 + fails, QUANTILE) * (MICROS * _NANOS)).astype(np.int64)
+    return [int(micros) for micros in nanos // _NANOS]
