@@ -1,13 +1,13 @@
-"""How far apart honest results lie, and how far cheats are from them: what swarm/verde/thresholds.py stands on.
+"""How far apart honest results lie, and how far cheats are from them: where swarm/verde/thresholds.py is from.
 
     python benchmarks/audit_thresholds.py                      # all tables, some 20 minutes on 2 cores
     python benchmarks/audit_thresholds.py --models tiny        # the shipped model alone
 
-One process, *the peer*, samples, learns and writes down tokens, logits and states. Others, *auditors*, then check
-these under other threads, instruction sets and batch shapes, each in a process of its own, as libraries choose
-their code when they are loaded. Models: `tiny`; `random`, Qwen3-shaped with 26M random weights (wide, so that its
-logits are as far apart as a trained model's); `lora`, an adapter on that. The peer's rounds are the first (its
-moments are zero, so AdamW makes most of rounding) and a later one.
+One process, *the peer*, samples, learns and writes down tokens, logits and states. Others, *auditors*, then
+check these under other threads, instruction sets and batch shapes, each in a process of its own, as libraries
+choose their code when they are loaded. Models: `tiny`; `random`, Qwen3-shaped with 26M random weights (wide
+ones, so that its logits are as far apart as a trained model's); `lora`, an adapter on that. The peer's rounds
+are the first (its moments are zero, so AdamW makes most of rounding) and a later one.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from swarm.policy.decoder import ModelRows
 from swarm.policy.devices import DTYPES, Precision
 from swarm.policy.model import Policy
 from swarm.policy.prefill import prefill
-from swarm.policy.sampling import choose, perturbed
+from swarm.policy.sampling import gumbel_noise, perturbed
 from swarm.verde.build import Build
 from swarm.verde.provenance import Claim, Mismatch, rederive
 from swarm.verde.step import StepCheck, repeat_step
@@ -56,7 +56,7 @@ from swarm.verde.verdicts import AuditClass
 
 COMPLETIONS = 8
 LOGIT_GROUPS = 8  # whose logits are compared
-DRAWS = 1_000_000  # of tokens, from logits that differ by rounding
+DRAWS = 500_000  # of tokens, from logits that differ by rounding
 WARM_UP = 10  # updates before the later round
 EVADED = (1e-4, 1e-3, 1e-2, 0.05, 0.1, 0.25, 0.5)
 ROUNDS = ("first", "later")
@@ -517,22 +517,16 @@ def audit(bench: Bench) -> dict[str, Findings]:
 
 def draw(findings: Findings, peers: torch.Tensor, logits: torch.Tensor) -> None:
     """Choose from both with many seeds; where the choices differ, keep the gap that an auditor finds."""
-    turn = 0
-    most = min(DRAWS, 2**33 // logits.shape[-1])  # elements of noise
-    while findings.drawn < most:
-        seeds = [sha256(f"{turn} {row}".encode()).digest() for row in range(len(logits))]
-        positions = [0] * len(logits)
-        theirs, own = (choose(one, seeds, positions, Sampling()) for one in (peers, logits))
-        differ = (theirs != own).nonzero().flatten()
-        if len(differ):
-            values = perturbed(
-                logits[differ], [seeds[row] for row in differ], positions[: len(differ)], Sampling()
-            )
-            gaps = values.amax(-1) - values.gather(-1, theirs[differ, None]).squeeze(-1)
-            findings.gaps += gaps.tolist()
-        findings.drawn += len(logits)
-        findings.differing += len(differ)
-        turn += 1
+    rows, vocabulary = logits.shape
+    most = min(DRAWS, 2**32 // vocabulary)  # elements of noise
+    for turn in range(-(-most // rows)):
+        seeds = [sha256(f"{turn} {row}".encode()).digest() for row in range(rows)]
+        noise = gumbel_noise(seeds, [0] * rows, vocabulary)
+        theirs, values = (noise + peers).argmax(-1), noise.add_(logits)
+        gaps = values.amax(-1) - values.gather(-1, theirs[:, None]).squeeze(-1)
+        findings.gaps += gaps[gaps > 0].tolist()
+        findings.drawn += rows
+    findings.differing = len(findings.gaps)
 
 
 def columns(found: StepCheck) -> str:

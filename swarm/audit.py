@@ -5,8 +5,8 @@
     provenance   the tokens, chosen again by the committed model with the seeds
     step         the update, made again from the committed state and batch
 
-No network here: `swarm.audit_evidence` brings what is checked. The same code runs in a node's audit process and
-in `swarm audit`.
+No network here: `swarm.audit_evidence` brings what is checked. The same code runs in a node's audit process
+and in `swarm audit`.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
+import msgspec
 import torch
 from msgspec import Struct
 
@@ -28,7 +28,8 @@ from swarm.errors import ModelError, WireError
 from swarm.exchange import wire
 from swarm.exchange.wire import Group
 from swarm.findings import Finding, Findings
-from swarm.learner.checkpoints import LearnerState, read_state_part
+from swarm.learner.checkpoints import LearnerState
+from swarm.learner.foreign_state import read_state_part
 from swarm.learner.trainer import Learner
 from swarm.ledger.client import LedgerClient
 from swarm.manifest import STAGE_NUMBER, Manifest
@@ -42,14 +43,12 @@ from swarm.verde.assignment import groups_drawn
 from swarm.verde.build import Build
 from swarm.verde.cases import Assignment
 from swarm.verde.commitment import Commitment
-from swarm.verde.provenance import Claim, faulty, rederive
+from swarm.verde.provenance import Claim, rederive
 from swarm.verde.screening import wrong_flags
 from swarm.verde.state_files import StateFiles
-from swarm.verde.step import passes, repeat_step
-from swarm.verde.thresholds import screen_tolerance, step_limits, token_limits
+from swarm.verde.step import repeat_step
+from swarm.verde.thresholds import step_limits, token_limits
 from swarm.verde.verdicts import AuditClass, Check, Fault, Outcome
-
-_MAX_THREADS = 64  # that an auditor takes from a commitment
 
 
 class Facts(Struct, frozen=True, kw_only=True):
@@ -177,24 +176,17 @@ class Checker:
         )
         audit_class = AuditClass.SAME_BUILD if is_repeatable else AuditClass.TOLERANT
         findings: list[Finding] = []
-        with _threads(claimed.build.threads):
-            one = _Audit(manifest, self._tasks, model, case, claimed, audit_class)
-            for check in (one.commitment, one.batch, one.provenance, one.step):
-                began = time.monotonic()
-                finding = check()
-                if finding is None:
-                    continue
-                finding = Finding(
-                    check=finding.check,
-                    outcome=finding.outcome,
-                    words=finding.words,
-                    seconds=round(time.monotonic() - began, 3),
-                    faults=finding.faults,
-                )
-                tell(finding)
-                findings.append(finding)
-                if finding.check is Check.COMMITMENT and finding.outcome is Outcome.FAILED:
-                    break  # nothing else can be said of what was not committed to
+        one = _Audit(manifest, self._tasks, model, case, claimed, audit_class)
+        for check in (one.commitment, one.batch, one.provenance, one.step):
+            began = time.monotonic()
+            found = check()
+            if found is None:
+                continue
+            finding = msgspec.structs.replace(found, seconds=round(time.monotonic() - began, 3))
+            tell(finding)
+            findings.append(finding)
+            if finding.check is Check.COMMITMENT and finding.outcome is Outcome.FAILED:
+                break  # nothing else can be said of what was not committed to
         return Findings(peer=facts.peer, round=facts.round, audit_class=audit_class, findings=tuple(findings))
 
 
@@ -311,8 +303,8 @@ class _Audit:
             return _failed(Check.BATCH, "; ".join(wrong), len(wrong))
         made, learned = len(self._replay.sampled), len(self._replay.batch)
         words = (
-            f"played again: {made} groups, prompts, rewards and the {learned} groups of the batch are as the rules "
-            "have them"
+            f"played again: {made} groups, their prompts and rewards, and the {learned} groups of the batch "
+            "are as the rules have them"
         )
         return Finding(check=Check.BATCH, outcome=Outcome.PASSED, words=words)
 
@@ -340,7 +332,7 @@ class _Audit:
                 groups,
                 flags,
                 self._manifest.learn.external_top_k,
-                screen_tolerance(self._class, self._claimed.build.precision),
+                token_limits(self._class, self._claimed.build.precision).gap,
             )
         if not wrong:
             return []
@@ -356,7 +348,7 @@ class _Audit:
         limits = token_limits(self._class, claimed.build.precision)
         bad = tokens = matching = 0
         worst = 0.0
-        reasons: list[str] = []
+        details: list[str] = []
         with self._model.learner.with_weights(self._weights(self._case.sampled_with, claimed.sampled_with)):
             for stage in self._manifest.stages:
                 of_stage = [one for one in chosen if one.stage is stage]
@@ -366,17 +358,14 @@ class _Audit:
                 found = rederive(policy, claims, self._manifest.sampling, stage.max_tokens)
                 tokens, matching = tokens + found.tokens, matching + found.matching
                 worst = max(worst, found.worst_gap)
-                wrong = faulty(found, limits)
-                bad += len(wrong)
-                reasons += sorted({one.reason for one in found.malformed})
+                if wrong := found.faulty(limits):
+                    bad += len(wrong)
+                    details.append(found.detail(limits))
         words = f"{matching:,} of {tokens:,} tokens of {len(chosen)} groups match"
         if matching < tokens:
             words += f", the worst lies {worst:.4g} under the perturbed maximum (allowed {limits.gap:g})"
         if bad:
-            detail = "; ".join(reasons) or f"{bad} completions are not the model's, worst gap {worst:.3g}"
-            return _failed(
-                Check.PROVENANCE, words + (f"; {'; '.join(reasons)}" if reasons else ""), bad, detail
-            )
+            return _failed(Check.PROVENANCE, f"{words}; {'; '.join(details)}", bad, details[0])
         return Finding(check=Check.PROVENANCE, outcome=Outcome.PASSED, words=words)
 
     def step(self) -> Finding:
@@ -389,20 +378,15 @@ class _Audit:
         except ModelError as error:
             return _failed(Check.STEP, str(error))
         found = repeat_step(model.learner, claimed.build, before, batch, after)
-        limits = step_limits(self._class, claimed.build.precision)
-        if found.fault:
-            return _failed(Check.STEP, found.fault)
-        same = f"{found.elements - found.differing:,} of {found.elements:,} numbers of the next state are the same"
-        far = f"{same}; apart by {found.relative:.2g} of the update, at worst {found.worst:.2g}"
-        if passes(found, limits):
-            words = same if not found.differing else far
-            return Finding(check=Check.STEP, outcome=Outcome.PASSED, words=words)
-        return _failed(
-            Check.STEP,
-            far,
-            found.differing,
-            f"{found.differing} numbers differ, by {found.relative:.2g} of the update",
-        )
+        words = f"{found.elements - found.differing:,} of {found.elements:,} numbers of the next state agree"
+        if found.differing:
+            words += (
+                f"; apart by {found.relative:.2g} of the update, at worst by {found.worst:.2g} of what a "
+                "weight moves at most"
+            )
+        if not found.passes(step_limits(self._class, claimed.build.precision)):
+            return _failed(Check.STEP, found.fault or words, found.differing, found.detail)
+        return Finding(check=Check.STEP, outcome=Outcome.PASSED, words=words)
 
     def _state(self, paths: StatePaths, files: StateFiles) -> LearnerState:
         if paths.optimizer is None:
@@ -458,14 +442,3 @@ def _received(manifest: Manifest, claimed: Commitment, stage: Any, envelope: byt
 def _failed(check: Check, words: str, count: int = 1, detail: str | None = None) -> Finding:
     fault = Fault(check, count, (detail or words)[:80])
     return Finding(check=check, outcome=Outcome.FAILED, words=words, faults=(fault,))
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """torch's threads, as the audited peer had them: sums depend on them."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(min(count, _MAX_THREADS))
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

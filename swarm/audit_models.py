@@ -23,7 +23,7 @@ log = logging.getLogger("swarm.audit")
 class LoadedModels:
     """Loads as the plan of this machine says: on its device, with its bounds on memory.
 
-    What a commitment says of its model (which one, an adapter or not, the precision) is taken from it, for its
+    What a commitment says of its model (which one, an adapter or not, the precision) is taken from it: its
     states fit no other.
     """
 
@@ -38,7 +38,7 @@ class LoadedModels:
         self._model: Model | None = None
 
     def get(self, build: Build) -> Model:
-        """The model of a commitment, which must be one of the manifest's; `ModelError` if it cannot be had."""
+        """The model of a commitment, one of the manifest's; `ModelError` if it cannot be had."""
         plan = replace(
             self._plan,
             model=build.model,
@@ -52,6 +52,10 @@ class LoadedModels:
             self._model = None  # before the next one takes its place in memory
             self._model, self._plan_now = self._load(plan), plan
         return self._model
+
+    def preload(self) -> None:
+        """Load the model of this machine's own plan, which most others have too; or `ModelError`."""
+        self._model, self._plan_now = self._load(self._plan), self._plan
 
     def _load(self, plan: Plan) -> Model:
         manifest = self._manifest

@@ -1,8 +1,8 @@
 """The process in which a node audits others: at low priority, apart from the node's own model.
 
-It has a model and a learner of its own, so that nothing which a stranger's state does can touch the node's, and
-it may be ended at any moment. Run as `python -m swarm.audit_process`; messages are length-prefixed msgpack on its
-standard input and output. It ends when its input does, so it does not outlive a node that was killed.
+It has a model and a learner of its own, so that nothing which a stranger's state does can touch the node's,
+and it may be ended at any moment. Run as `python -m swarm.audit_process`; messages are length-prefixed
+msgpack on its standard input and output. It ends when its input does, so it does not outlive a killed node.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import struct
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, TypeVar
 
@@ -30,7 +31,9 @@ from swarm.task_process import open_tasks
 
 log = logging.getLogger("swarm.audit")
 
-NICE = 19  # the lowest priority
+# Where the node and others want the processors too, this leaves the process about a quarter of what it wants.
+NICE = 5
+START_SECONDS = 900.0  # to load a model
 _LENGTH = struct.Struct(">Q")
 _MAX_ANSWER = 2**20  # bytes
 _END_SECONDS = 2.0
@@ -45,6 +48,10 @@ class Start(Struct, frozen=True, kw_only=True):
     plan: Plan
     work_dir: str
     trusted_code: tuple[str, ...] = ()
+
+
+class Ready(Struct, frozen=True):
+    """Answers the first message, when the node's own model is loaded."""
 
 
 class Answer(Struct, frozen=True, kw_only=True):
@@ -67,12 +74,14 @@ class AuditProcess:
         return None if self._process is None else self._process.pid
 
     def check(self, case: Case, seconds: float) -> Findings:
-        """Have a case checked; `Undecided` if it cannot be, or takes over `seconds`: then the process is ended."""
-        deadline = time.monotonic() + seconds
+        """Have a case checked; `Undecided` if it cannot be, or takes over `seconds`: that ends the process.
+
+        The time that it takes to start does not count.
+        """
         try:
             process = self._running()
             _write(process.stdin, case)
-            answer = _read(process.stdout, Answer, deadline)
+            answer = _read(process.stdout, Answer, time.monotonic() + seconds)
         except (OSError, EOFError, TimeoutError, msgspec.DecodeError) as error:
             self.close()
             raise Undecided(f"the audit process failed: {one_line(error)}") from error
@@ -80,14 +89,20 @@ class AuditProcess:
             raise Undecided(answer.undecided)
         return answer.findings
 
+    def kill(self) -> None:
+        """End what is under way; from any thread, while another one may be waiting in `check`."""
+        process = self._process
+        if process is not None:
+            process.kill()
+
     def close(self) -> None:
         """End the process, whatever it does."""
         process, self._process = self._process, None
         if process is None:
             return
         for pipe in (process.stdin, process.stdout):
-            if pipe is not None:
-                pipe.close()
+            with suppress(OSError):  # closing writes what it did not read
+                pipe.close()  # type: ignore[union-attr]
         try:
             process.wait(_END_SECONDS)
         except subprocess.TimeoutExpired:
@@ -108,6 +123,7 @@ class AuditProcess:
                     start_new_session=True,
                 )
             _write(self._process.stdin, self._start)
+            _read(self._process.stdout, Ready, time.monotonic() + START_SECONDS)
         return self._process
 
 
@@ -145,6 +161,8 @@ def _serve(requests: IO[bytes], answers: IO[bytes]) -> None:
         return
     manifest = parse_canonical(start.manifest, "of the node")
     models = LoadedModels(manifest, start.plan, Path(start.work_dir), start.trusted_code)
+    models.preload()
+    _write(answers, Ready())
     with open_tasks(manifest) as tasks:
         checker = Checker(manifest, tasks, models)
         while (case := _next(requests, Case)) is not None:

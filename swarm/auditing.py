@@ -13,7 +13,8 @@ import shutil
 import sqlite3
 import tempfile
 import time
-from collections.abc import Callable, Collection
+from collections import deque
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,15 +24,15 @@ from swarm.audit_evidence import Fetching, Source, TooMuch, Withheld
 from swarm.audit_log import Audited, AuditLog, KeptSeal
 from swarm.audit_process import AuditProcess
 from swarm.errors import LedgerError
-from swarm.findings import Findings
+from swarm.findings import Finding, Findings
 from swarm.ledger.background import Background
 from swarm.ledger.client import LedgerClient
 from swarm.manifest import Manifest
 from swarm.verde import verdicts
 from swarm.verde.cases import Assignment, Settled
-from swarm.verde.reputation import PLANT_OPENED_AFTER, PLANT_ROUNDS, Reputation
+from swarm.verde.reputation import PLANT_OPENED_AFTER, PLANT_ROUNDS
 from swarm.verde.standings import Standings
-from swarm.verde.verdicts import AuditClass, Check, Fault, Outcome, Plant, PlantKind, Verdict
+from swarm.verde.verdicts import MAX_VERDICTS, AuditClass, Check, Fault, Outcome, Plant, PlantKind, Verdict
 
 log = logging.getLogger("swarm.audit")
 
@@ -40,6 +41,7 @@ PLANT_RATE = 1 / 40
 FETCH_SHARE = 0.25  # of a round: so long one fetch may take
 LEAST_FETCH_SECONDS = 3.0
 AUDIT_ROUNDS = 1.5  # an audit that takes longer comes too late
+KEPT_TAKEN = 256  # assignments that are not taken twice
 DAY_SECONDS = 24 * 3600.0
 STOP_SECONDS = 2.0
 
@@ -116,6 +118,7 @@ class Auditing:
         self._now = now
         self._set_auditors = set_auditors
         self._todo: queue.SimpleQueue[Assignment | None] = queue.SimpleQueue()
+        self._taken: deque[tuple[bytes, int, int]] = deque(maxlen=KEPT_TAKEN)
         self._stopping = False
         self._thread = Background("audits", self._run)
         standings.on_round(self._on_round)
@@ -128,8 +131,9 @@ class Auditing:
         """End what is under way; it is lost."""
         self._stopping = True
         self._todo.put(None)
-        self._process.close()
+        self._process.kill()
         self._thread.join(STOP_SECONDS)
+        self._process.close()
         self._log.close()
 
     def check(self) -> None:
@@ -139,7 +143,7 @@ class Auditing:
     # What a round needs
 
     def ineligible(self, number: int, patience: float) -> frozenset[bytes]:
-        """Whose score was under the floor when round `number` began; nobody's, if that is not known in time."""
+        """Whose score was under the floor when round `number` began; nobody's, if it is not known in time."""
         self._standings.wait(number, patience)
         with self._standings.reading() as reputation:
             return reputation.ineligible_in(number) or frozenset()
@@ -188,16 +192,25 @@ class Auditing:
 
     # Who audits whom
 
-    def _on_round(self, number: int, reputation: Reputation, settled: list[Settled]) -> None:
-        """Called by the standings' thread when it has entered a round."""
-        ours = [auditor for case, auditor in reputation.cases() if case.served_by == self._peer]
+    def _on_round(self, number: int, settled: Sequence[Settled]) -> None:
+        """Called by the standings' thread when it has entered a round, and that is the present one."""
+        with self._standings.reading() as reputation:
+            ours = [auditor for case, auditor in reputation.cases() if case.served_by == self._peer]
+            assignments = [
+                one
+                for drawn_in in (number - 1, number)
+                for one in reputation.assignments(self._peer, drawn_in)[:MAX_VERDICTS]
+            ]
         self._set_auditors(ours)
         for case in settled:
             if case.peer == self._peer and case.outcome in (Outcome.FAILED, Outcome.WITHHELD):
                 log.warning("others found fault with us round=%d faults=%s", case.round, case.faults)
         if self._means.share > 0:
-            for assignment in reputation.assignments(self._peer):
-                self._todo.put(assignment)
+            for assignment in assignments:
+                key = (assignment.peer, assignment.round, assignment.drawn_in)
+                if key not in self._taken:
+                    self._taken.append(key)
+                    self._todo.put(assignment)
 
     def _run(self) -> None:
         while not self._stopping:
@@ -238,12 +251,12 @@ class Auditing:
             seconds=max(LEAST_FETCH_SECONDS, FETCH_SHARE * self._manifest.round_seconds),
             budget_bytes=self._budget.bytes_left(began),
         )
-        words, verdict, findings = "", None, None
+        words, findings = "", None
         try:
-            findings = self._process.check(fetching.fetch(facts), AUDIT_ROUNDS * self._manifest.round_seconds)
-            verdict = verdict_of(findings)
+            case = fetching.fetch(facts)
+            findings = self._process.check(case, AUDIT_ROUNDS * self._manifest.round_seconds)
         except Withheld as error:
-            words, verdict = str(error), withheld(facts, str(error))
+            findings = withheld(facts, str(error))
         except (Undecided, TooMuch) as error:
             words = str(error)
         finally:
@@ -258,21 +271,22 @@ class Auditing:
                 round=facts.round,
                 drawn_in=assignment.drawn_in,
                 at=self._now(),
-                verdict=verdict,
+                verdict=verdict_of(findings) if findings else None,
                 findings=findings,
                 words=words,
                 seconds=round(seconds, 2),
                 fetched_bytes=fetching.fetched_bytes,
             )
         )
-        said = words or "; ".join(one.words for one in findings.findings if one.faults) if findings else words
+        if findings is not None:
+            words = "; ".join(one.words for one in findings.findings if one.faults)
         log.info(
             "audited peer=%r round=%d outcome=%s seconds=%.1f %s",
             peer_name(facts.peer),
             facts.round,
-            verdict.outcome.name.lower() if verdict else "undecided",
+            findings.outcome.name.lower() if findings else "undecided",
             seconds,
-            said,
+            words,
         )
 
     def _facts(self, assignment: Assignment) -> Facts:
@@ -286,7 +300,8 @@ def verdict_of(findings: Findings) -> Verdict:
     return Verdict(findings.peer, findings.round, findings.outcome, findings.audit_class, findings.faults)
 
 
-def withheld(facts: Facts, why: str) -> Verdict:
-    """The verdict on a peer that does not serve what it must."""
+def withheld(facts: Facts, why: str) -> Findings:
+    """What an audit finds where the peer does not serve what it must."""
     fault = Fault(Check.AVAILABILITY, 1, why[:80])
-    return Verdict(facts.peer, facts.round, Outcome.WITHHELD, AuditClass.TOLERANT, (fault,))
+    finding = Finding(check=Check.AVAILABILITY, outcome=Outcome.WITHHELD, words=why, faults=(fault,))
+    return Findings(peer=facts.peer, round=facts.round, audit_class=AuditClass.TOLERANT, findings=(finding,))

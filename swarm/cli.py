@@ -197,6 +197,28 @@ def _leaderboard(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _audit(arguments: argparse.Namespace) -> int:
+    from swarm.audit_by_hand import as_json, audit_by_hand, finding_line, summary_lines
+    from swarm.ledger.client import connect
+    from swarm.link import last_join_line
+    from swarm.verde.verdicts import Outcome
+
+    settings = Settings(
+        home=arguments.home, trusted_code=tuple(arguments.trust_code), device=arguments.device
+    )
+    ledger = connect(arguments.swarm or last_join_line(settings))
+    done = audit_by_hand(
+        settings,
+        ledger,
+        arguments.peer,
+        arguments.round,
+        say=say,
+        tell=lambda finding: None if arguments.json else print(finding_line(finding), flush=True),
+    )
+    print(as_json(done) if arguments.json else "\n".join(summary_lines(done)))
+    return EXIT_FAILED if done.findings.outcome in (Outcome.FAILED, Outcome.WITHHELD) else 0
+
+
 def _status(arguments: argparse.Namespace) -> int:
     from swarm.board.status import as_json, exchange_lines, gossip_table, peer_status, status_table
 
@@ -401,6 +423,25 @@ def _parser() -> argparse.ArgumentParser:
     board.add_argument("swarm", metavar="SWARM", help="the swarm's join line")
     board.add_argument("--json", action="store_true", help="for scripts")
     board.set_defaults(run=_leaderboard)
+
+    audit = commands.add_parser(
+        "audit",
+        parents=[home],
+        help="check any peer's report by hand, and say what was checked and found; writes nothing",
+    )
+    audit.add_argument("peer", metavar="PEER", help="its id, or its name in quotes")
+    audit.add_argument("--round", type=seed, required=True, metavar="R", help="which of its last reports")
+    audit.add_argument("--swarm", metavar="SWARM", help="the join line (of the swarm joined last)")
+    audit.add_argument("--device", default="auto", metavar="DEVICE", help="where to compute (%(default)s)")
+    audit.add_argument(
+        "--trust-code",
+        action="append",
+        default=[],
+        metavar="OWNER/NAME@COMMIT",
+        help="let this model run the code that it brings",
+    )
+    audit.add_argument("--json", action="store_true", help="for scripts")
+    audit.set_defaults(run=_audit)
 
     status = commands.add_parser(
         "status", parents=[home], help="what this peer does and hears, and how far each of its reports is"

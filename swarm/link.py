@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from identity import Identity
-from swarm.errors import LedgerError, LedgerUnavailable, WrongLedger
+from swarm.errors import LedgerError, LedgerUnavailable, UsageError, WrongLedger
 from swarm.ledger.account import Carrier, LedgerAccount
 from swarm.ledger.client import LedgerClient
 from swarm.ledger.deliveries import Deliveries
@@ -29,6 +30,7 @@ log = logging.getLogger("swarm.ledger")
 BOOTNODES_WANTED = 8  # announce ourselves while fewer than this are listed
 RENEW_SECONDS = 2 * 24 * 3600  # before an announcement expires
 SENT_POLL_SECONDS = 0.1  # between looks at whether a report is in a block
+JOIN_LINE_FILE = "join-line"
 LISTING_SECONDS = 60  # between looks at whether we are listed
 
 
@@ -63,6 +65,7 @@ class Link:
         self._next_listing = 0.0
         if self.online:
             save_facts(self._ledger.facts, self.folder / FACTS_FILE)
+            _save_join_line(self.folder, join_line)
             self.online = self._reads_the_clock()
         if not self.online:
             self._ledger.assume_time(time.time())
@@ -274,6 +277,23 @@ def _carrier(ledger: LedgerClient, settings: Settings, line: JoinLine, wallet: L
     from swarm.ledger.sponsor import Sponsor  # its libraries are not needed otherwise
 
     return Sponsor(ledger, relay_url, wallet, settings.invite)
+
+
+def last_join_line(settings: Settings) -> str:
+    """The line of the swarm that was joined last from this home; `UsageError` if there was none."""
+    files = sorted(settings.swarms_dir.glob(f"*/{JOIN_LINE_FILE}"), key=lambda file: -file.stat().st_mtime)
+    for file in files:
+        with suppress(OSError, UnicodeDecodeError):
+            return file.read_text().strip()
+    raise UsageError("which swarm? nobody joined one from here: name it with --swarm CONTRACT@RPC")
+
+
+def _save_join_line(folder: Path, join_line: str) -> None:
+    """Only a convenience, for `swarm audit`. The URL may hold somebody's API key."""
+    path = folder / JOIN_LINE_FILE
+    with suppress(OSError):
+        path.touch(mode=0o600)
+        path.write_text(join_line)
 
 
 def saved_facts(settings: Settings, address: str) -> Facts | None:

@@ -61,7 +61,15 @@ JOIN_SHARE = 0.5
 
 
 class Node:
-    """One peer. Use as a context manager: leaving it stops everything that it started."""
+    """One peer. Use as a context manager: leaving it stops everything that it started.
+
+    Its parts are classes that a subclass may replace: so a peer that cheats is a few lines in a test.
+    """
+
+    training_class = Training
+    performer_class = Performer
+    exchange_class = Exchange
+    audit_process_class = AuditProcess
 
     def __init__(self, settings: Settings, join_line: str) -> None:
         self._stack = ExitStack()
@@ -122,7 +130,7 @@ class Node:
         # An earlier life may have ended between a round's record and its report.
         self._link.report(*[record.report for record in self._records.rounds()])
 
-        self._training = Training(
+        self._training = self.training_class(
             settings,
             self.manifest,
             folder,
@@ -137,7 +145,7 @@ class Node:
         self._dropped: Counter[str] = Counter()
 
         self._exchange = self._stack.enter_context(
-            Exchange(
+            self.exchange_class(
                 self.identity,
                 self._sign,
                 SwarmRules(
@@ -165,7 +173,7 @@ class Node:
         log.info("ready peer=%s name=%r address=%s", self.identity.peer_id, self.name, address)
 
     def _start_auditing(self, settings: Settings, folder: Path) -> Auditing:
-        standings = Standings(self._link.another_ledger(), self.manifest, self._link.now)
+        standings = Standings(self._link.another_ledger())
         start = Start(
             manifest=self.manifest.canonical,
             plan=self._training.plan,
@@ -178,7 +186,7 @@ class Node:
             self._link.another_ledger(),
             standings,
             self._exchange,
-            AuditProcess(start),
+            self.audit_process_class(start),
             folder,
             Means(settings.audit_share, settings.audit_mib_per_day * 2**20),
             self._training.audit_class,
@@ -332,7 +340,7 @@ class Node:
             ineligible=lambda: self._auditing.ineligible(number, self._patience),
             plant=self._auditing.plant(number),
         )
-        performer = Performer(
+        performer = self.performer_class(
             rules,
             self._training,
             self._exchange,

@@ -136,7 +136,8 @@ class _Player:
             case Learn():
                 return self._learn(effect)
             case Commit():
-                return self._commit(effect)
+                self._commit(effect)
+                return None
         raise TypeError(f"no such effect: {effect!r}")
 
     def _fault(self, words: str) -> None:

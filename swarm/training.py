@@ -195,7 +195,7 @@ class Training:
     # A round
 
     def update(self, groups: Sequence[TrainingGroup], number: int, *, nudge: bool = False) -> Update:
-        """Round `number`'s update; the state after it is kept. `nudge` moves one weight, for auditors to find."""
+        """Round `number`'s update; the state after it is kept. `nudge` plants a fault: one moved weight."""
         update = self.learner.update(groups)
         if nudge:
             self.learner.nudge()

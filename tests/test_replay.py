@@ -1,4 +1,4 @@
-"""Rounds of simulated peers, played again from their commitments: honest ones come to the same, others do not."""
+"""Rounds of simulated peers, played again from their commitments: honest ones come to the same."""
 
 from __future__ import annotations
 

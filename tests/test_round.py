@@ -271,7 +271,10 @@ def test_answers_to_ones_own_question_are_dropped_alone():
     forger.forge = forged_answers(rewritten(answer_own))
     played = play_round([forger, honest], manifest=PROPOSING)
     dropped = played[honest.peer].dropped
-    assert dropped.get("answers its own question", 0) + dropped.get("answers a question that is not asked", 0) == 5
+    assert (
+        dropped.get("answers its own question", 0) + dropped.get("answers a question that is not asked", 0)
+        == 5
+    )
 
 
 class SlowTasks:

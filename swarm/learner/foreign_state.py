@@ -29,7 +29,8 @@ MAX_HEADER_BYTES = 8 * 2**20
 _ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1}
 _METADATA = "__metadata__"
 
-_Size = Annotated[int, Meta(ge=0, lt=2**48)]
+_MAX_SIZE = 2**48
+_Size = Annotated[int, Meta(ge=0, lt=_MAX_SIZE)]
 
 
 class _Entry(Struct, frozen=True, forbid_unknown_fields=True):
@@ -88,6 +89,8 @@ def _check_header(header: bytes, data_bytes: int) -> None:
     end = 0
     for entry in sorted(entries, key=lambda entry: entry.data_offsets):
         begins, ends = entry.data_offsets
+        if math.prod(max(1, size) for size in entry.shape) >= _MAX_SIZE:  # else torch's strides overflow
+            raise ValueError("a tensor's shape is out of bounds")
         if begins != end or ends - begins != math.prod(entry.shape) * _ITEM_BYTES[entry.dtype]:
             raise ValueError("a tensor's place in it is not that of its shape")
         end = ends

@@ -22,10 +22,14 @@ from swarm.ledger.records import (
     Block,
     Entry,
     PeerRecord,
+    Registered,
     Report,
     Reported,
+    Rotated,
     peer_record_of,
+    registered_of,
     reported_of,
+    rotated_of,
 )
 from swarm.ledger.refusals import ContractRefusal, artifact
 from swarm.ledger.rpc import Rpc
@@ -291,6 +295,32 @@ class LedgerClient:
                 registered.add(bytes(event["args"]["newPeer"]))
                 retired.add(bytes(event["args"]["oldPeer"]))
         return registered, retired
+
+    def events(self, first: int, last: int) -> list[Registered | Rotated | Reported]:
+        """All that was registered, rotated and reported in blocks `first` to `last`, in the ledger's order.
+
+        One question, which a server may refuse as for too many or too old blocks.
+        """
+        events = self._contract.events
+        made_by: dict[str, Callable[[Any], Registered | Rotated | Reported]] = {
+            "Registered": registered_of,
+            "Rotated": rotated_of,
+            "Reported": reported_of,
+        }
+        found = self.rpc.logs_between([events.Registered, events.Rotated, events.Reported], first, last)
+        with self.rpc.asking("events"):
+            for event in found:
+                if not first <= self.rpc.number(event["blockNumber"]) <= last:
+                    raise ValueError("an event of another block")
+            found.sort(key=lambda event: (event["blockNumber"], self.rpc.number(event["logIndex"])))
+            return [made_by[event["event"]](event) for event in found]
+
+    def first_block(self, round: int) -> Block | None:
+        """The first block when `round` has begun or after, be it in a later one; None if there is none yet.
+
+        What comes before it is in the rounds before. Taken as final when first seen, as in `beacon`.
+        """
+        return self._blocks.first_at(self.genesis + round * self.round_seconds)
 
     def function(self, name: str, *arguments: Any) -> Any:
         """A call of one of the contract's functions, for whoever sends it."""

@@ -134,7 +134,7 @@ class Case:
     kept: Kept
     age: int  # of the subject, with this report
     previous: Reported | None
-    last_state: bytes | None
+    last_state: bytes | None = None  # as in `Assignment`; set with the seed
     seed: bytes = b""  # empty: not drawn yet
     next_try: int = 0  # of drawing auditors
     escalations: int = 0

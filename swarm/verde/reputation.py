@@ -124,7 +124,7 @@ class Reputation:
     def state_before(self, peer: bytes, round: int) -> bytes | None:
         """The state after the peer's latest report of those on the ledger before `round` began."""
         member = self._find(peer)
-        kept = member.latest(seen_before=round) if member else None
+        kept = member.seen_before(round) if member else None
         return kept.report.state_after if kept else None
 
     def was_on_ledger(self, peer: bytes, digest: bytes, before_round: int) -> bool:
@@ -166,7 +166,7 @@ class Reputation:
     def _report(self, dated: Dated) -> None:
         report = dated.report
         member = self._member(report.peer)
-        previous = member.latest(round_below=report.round)
+        previous = member.before(report.round)
         follows = previous.report.state_after == report.state_before if previous else not member.rounds
         # What is needed to audit it need not be served any more.
         too_late = dated.clock_round - report.round > max(0, self._audits.kept_states - STATES_TO_AUDIT)
@@ -176,7 +176,6 @@ class Reputation:
         hear(member, dated, self.number, duties)
         if member.fails != fails:
             self._changed[member] = None
-        last_state = self.state_before(report.peer, report.round)
         bare = Reported(
             peer=report.peer,
             round=report.round,
@@ -193,7 +192,7 @@ class Reputation:
         member.add(kept)
         if not too_late:
             before = previous.report if previous else None
-            self._waiting.append(Case(member, kept, member.age, before, last_state))
+            self._waiting.append(Case(member, kept, member.age, before))
 
     # ---- cases ----
 
@@ -234,6 +233,7 @@ class Reputation:
                 self._assign(case, candidates, 1)
             elif self._is_audited(case, beacon):
                 case.seed = leaves_seed(self._swarm_id, beacon, case.peer, case.round)
+                case.last_state = self.state_before(case.peer, case.round)
                 self._open[case.peer, case.round] = case
                 self._assign(case, candidates, self._audits.auditors)
 

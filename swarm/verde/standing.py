@@ -79,6 +79,7 @@ class Member:
     probation_until: int = 0
     audit_class: AuditClass | None = None
     last_seen: int = -1  # clock round of its last report
+    newest: Kept | None = None  # its report of the latest round
     last_plant: int | None = None  # the round of its last valid plant
     reports: deque[Kept] = field(default_factory=lambda: deque(maxlen=KEPT_REPORTS))
     seals: dict[int, tuple[bytes, bool]] = field(default_factory=dict)  # by round; whether it was on time
@@ -87,18 +88,17 @@ class Member:
         """Its report of `round`, if that is one of the last."""
         return next((kept for kept in reversed(self.reports) if kept.report.round == round), None)
 
-    def latest(self, *, round_below: int | None = None, seen_before: int | None = None) -> Kept | None:
-        """Its report of the latest round, of those below a round, or there before a clock round began."""
-        return max(
-            (
-                kept
-                for kept in self.reports
-                if (round_below is None or kept.report.round < round_below)
-                and (seen_before is None or kept.clock_round < seen_before)
-            ),
-            key=lambda kept: kept.report.round,
-            default=None,
-        )
+    def before(self, round: int) -> Kept | None:
+        """Its report of the latest round below `round`."""
+        if self.newest is None or self.newest.report.round < round:
+            return self.newest
+        earlier = (kept for kept in self.reports if kept.report.round < round)
+        return max(earlier, key=lambda kept: kept.report.round, default=None)
+
+    def seen_before(self, clock_round: int) -> Kept | None:
+        """Its report of the latest round, of those that were on the ledger before a round began."""
+        seen = (kept for kept in self.reports if kept.clock_round < clock_round)
+        return max(seen, key=lambda kept: kept.report.round, default=None)
 
     def audited(self, passes: float, fails: float) -> None:
         """Count a settled audit."""
@@ -110,6 +110,8 @@ class Member:
         self.reports.append(kept)
         self.rounds += 1
         self.last_seen = kept.clock_round
+        if self.newest is None or kept.report.round > self.newest.report.round:
+            self.newest = kept
         if not kept.report.late:
             self.reward_micros += kept.report.reward_micros
         if kept.is_ranked:
@@ -133,7 +135,6 @@ class Member:
 
     def standing(self, number: int, floor_micros: int) -> Standing:
         """All this, for others to keep."""
-        latest = self.latest()
         return Standing(
             peer=self.peer,
             account=self.account,
@@ -150,8 +151,8 @@ class Member:
             probation_until=self.probation_until,
             audit_class=self.audit_class,
             is_eligible=self.is_eligible(number, floor_micros),
-            state=latest.report.state_after if latest else None,
-            commitment=latest.report.commitment if latest else None,
+            state=self.newest.report.state_after if self.newest else None,
+            commitment=self.newest.report.commitment if self.newest else None,
         )
 
 

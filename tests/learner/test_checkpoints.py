@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 import shutil
 import signal
@@ -10,11 +11,14 @@ import sys
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 
 from swarm.errors import ModelError
-from swarm.learner.checkpoints import STATES_KEPT, Checkpoints, LearnerState, tensors_digest
+from swarm.learner import checkpoints as checkpoints_module
+from swarm.learner.checkpoints import STATES_KEPT, Checkpoints, LearnerState, tensors_digest, unkept
+from swarm.verde.state_files import StateFiles
 
 TRAINING = Path(__file__).parent / "training_process.py"
 
@@ -146,6 +150,72 @@ def test_state_that_cannot_be_written_is_one_line_and_harms_no_other(tmp_path):
         checkpoints.save(a_state(2), 2)
     assert "\n" not in str(caught.value)
     assert same(Checkpoints(tmp_path / "elsewhere").load(1), a_state(1))
+
+
+def test_files_of_a_state_are_told_when_it_is_kept_and_in_a_later_life_without_reading_them(
+    tmp_path, monkeypatch
+):
+    checkpoints, state = Checkpoints(tmp_path), a_state(3)
+    files = checkpoints.save(state, 3)
+    assert files.digest == state.digest
+    assert files.weights.digest == tensors_digest(state.weights)
+    for kind, file in (("weights", files.weights), ("optimizer", files.optimizer)):
+        content = checkpoints.path(3, kind).read_bytes()
+        assert (file.blob, file.size_bytes) == (hashlib.sha256(content).digest(), len(content))
+    assert checkpoints.files(4) is checkpoints.files_of(b"x" * 32) is checkpoints.files(None) is None
+    monkeypatch.setattr(checkpoints_module, "load_file", lambda *_: pytest.fail("read"))
+    monkeypatch.setattr(checkpoints_module.hashlib, "file_digest", lambda *_: pytest.fail("read"))
+    later = Checkpoints(tmp_path)
+    assert later.files(3) == later.files_of(state.digest) == files
+
+
+def test_same_state_is_the_same_file_for_every_peer(tmp_path):
+    one, other = (Checkpoints(tmp_path / name).save(a_state(0), None) for name in ("one", "other"))
+    assert one == other
+    assert Checkpoints(tmp_path / "one").find(a_state(0).digest) is None
+    assert Checkpoints(tmp_path / "one").files_of(a_state(0).digest) == one
+
+
+@pytest.mark.parametrize("left", [None, b"", b"[[", b"[]", b"null"])
+def test_state_without_its_list_of_files_is_read_once_more(tmp_path, left):
+    checkpoints = Checkpoints(tmp_path)
+    files = checkpoints.save(a_state(1), 1)
+    path = tmp_path / "00000001" / "files.json"
+    path.unlink() if left is None else path.write_bytes(left)
+    assert checkpoints.files(1) == files
+    assert msgspec.json.decode(path.read_bytes(), type=StateFiles) == files
+
+
+def test_damaged_state_has_no_files(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(a_state(1), 1)
+    checkpoints.save(a_state(2), 2)
+    path = checkpoints.path(1, "weights")
+    path.write_bytes(path.read_bytes()[:-1])
+    assert checkpoints.files(1) is None
+    assert len(checkpoints.shared()) == 2
+
+
+def test_files_of_all_kept_states_are_shared_each_once(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    kept = [checkpoints.save(a_state(0), None)]
+    for number, value in enumerate((1, 2, 2)):  # the last round learned nothing
+        kept.append(checkpoints.save(a_state(value), number))
+    newest = kept[-1]
+    shared = checkpoints.shared()
+    assert shared == {
+        kept[0].weights.blob: tmp_path / "initial" / "weights.safetensors",
+        kept[0].optimizer.blob: tmp_path / "initial" / "optimizer.safetensors",
+        newest.weights.blob: tmp_path / "00000002" / "weights.safetensors",
+        newest.optimizer.blob: tmp_path / "00000002" / "optimizer.safetensors",
+    }
+    assert all(hashlib.sha256(path.read_bytes()).digest() == blob for blob, path in shared.items())
+
+
+def test_state_that_could_not_be_kept_has_digests_and_no_files():
+    files = unkept(a_state(1))
+    assert files.digest == a_state(1).digest
+    assert files.weights.size_bytes == 0
 
 
 def training(folder: Path, rounds: int) -> subprocess.Popen[str]:

@@ -1,0 +1,105 @@
+"""All that happened on the ledger since the deployment, round by round: what reputation is made from."""
+
+from __future__ import annotations
+
+from collections import deque
+
+from msgspec import Struct
+
+from swarm.errors import LedgerError, LedgerUnavailable
+from swarm.ledger.client import LedgerClient
+from swarm.ledger.records import Block, Dated, Event, Registered, Reported, Rotated
+from swarm.ledger.registry import ANSWERS_TO_GROW, REORG_BLOCKS
+from swarm.ledger.rpc import LOG_BLOCKS
+
+
+class HistoryChanged(LedgerError):
+    """The chain took back what was read already: everything after it is another story. Begin again."""
+
+
+class Begun(Struct, frozen=True):
+    """A round that has begun, and what happened in the one before it."""
+
+    number: int
+    beacon: bytes | None  # None: the ledger made no block in the round
+    events: list[Event]  # of clock round `number` - 1, in the ledger's order; for round 0 all before it
+
+
+class History:
+    """Reads the rounds one after the other. `ledger` is for its user's thread alone.
+
+    Of old rounds, a question about logs covers as many blocks as the server allows: every refusal halves
+    them, as in `Registry`. The newest 32 blocks are read only up to the round that is asked for.
+    """
+
+    def __init__(self, ledger: LedgerClient) -> None:
+        self._ledger = ledger
+        self._number = 0  # of the next round
+        self._boundary: Block | None = None  # the first block of the last round, or of a later one
+        self._is_recent = False  # that block was so new that the chain might take it back
+        self._latest = -1  # the number of the latest block when it was last asked for
+        self._read_to: int | None = None  # all blocks up to this one are read
+        self._read: deque[Registered | Rotated | Reported] = deque()  # and these are of no round yet
+        self._blocks = LOG_BLOCKS  # at once
+        self._answers = 0  # since `_blocks` changed
+
+    def next(self) -> Begun | None:
+        """The next round; None if it has not begun on the ledger.
+
+        `LedgerError` if the ledger does not answer, or not this; the next call goes on where this one was.
+        But after `HistoryChanged` a new `History` is needed, with a new client.
+        """
+        ledger, number = self._ledger, self._number
+        boundary = ledger.first_block(number)
+        if boundary is None:
+            return None
+        self._check_boundary()
+        self._read_up_to(boundary.number)
+        events: list[Event] = []
+        while self._read and self._read[0].block_number < boundary.number:
+            events.append(self._dated(self._read.popleft()))
+        is_inside = boundary.timestamp < ledger.genesis + (number + 1) * ledger.round_seconds
+        self._number, self._boundary = number + 1, boundary
+        self._is_recent = boundary.number > self._latest - REORG_BLOCKS
+        return Begun(number, boundary.hash if is_inside else None, events)
+
+    def _dated(self, event: Registered | Rotated | Reported) -> Event:
+        if not isinstance(event, Reported):
+            return event
+        clock_round = self._number - 1
+        if event.late != (event.round < clock_round) or event.round > clock_round:
+            raise HistoryChanged(f"a report of round {event.round} is in a block of round {clock_round}")
+        return Dated(report=event, clock_round=clock_round)
+
+    def _check_boundary(self) -> None:
+        if self._boundary is None or not self._is_recent:
+            return
+        number = self._boundary.number
+        found = self._ledger.rpc.block_hash(number)
+        if found is None:
+            raise LedgerUnavailable(f"the ledger at {self._ledger.host} has no block {number} any more")
+        if found != self._boundary.hash:
+            raise HistoryChanged(f"the ledger at {self._ledger.host} has another block {number} than before")
+
+    def _read_up_to(self, end: int) -> None:
+        """Read the blocks below `end`, and beyond while they are old."""
+        ledger = self._ledger
+        if self._read_to is None:
+            self._read_to = ledger.deployment_block - 1
+        while self._read_to < end - 1:
+            first = self._read_to + 1
+            if self._latest < first + LOG_BLOCKS:
+                self._latest = ledger.rpc.block(None).number
+            last = min(max(end - 1, self._latest - REORG_BLOCKS), self._read_to + self._blocks)
+            try:
+                found = ledger.events(first, last)
+            except LedgerError as error:
+                self._blocks, self._answers = max(1, (last + 1 - first) // 2), 0
+                if first == last or isinstance(error, LedgerUnavailable):
+                    raise
+                continue
+            self._read.extend(found)
+            self._read_to = last
+            self._answers += 1
+            if self._answers == ANSWERS_TO_GROW:
+                self._blocks, self._answers = min(2 * self._blocks, LOG_BLOCKS), 0
