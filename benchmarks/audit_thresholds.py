@@ -1,4 +1,4 @@
-"""How far apart honest results lie, and how far cheats are from them: where swarm/verde/thresholds.py is from.
+"""How far apart honest results lie, and how far cheats are from them: what swarm/verde/thresholds.py is from.
 
     python benchmarks/audit_thresholds.py                      # all tables, some 20 minutes on 2 cores
     python benchmarks/audit_thresholds.py --models tiny        # the shipped model alone
@@ -60,6 +60,20 @@ DRAWS = 500_000  # of tokens, from logits that differ by rounding
 WARM_UP = 10  # updates before the later round
 EVADED = (1e-4, 1e-3, 1e-2, 0.05, 0.1, 0.25, 0.5)
 ROUNDS = ("first", "later")
+
+NUMBERS = ("share that differs", "relative", "scale", "worst", "moments")
+DRAWN = ("model", "precision", "round", "auditor", "logits differ by", "of a million tokens", "worst gap")
+STEP = ("model", "precision", "round", "auditor", *NUMBERS)
+PROVENANCE_CHEATS = (
+    "model",
+    "precision",
+    "cheat",
+    "caught, tolerant",
+    "audits of 8 groups that fail",
+    "gaps: 1%, median",
+    f"gaps up to {', '.join(map(str, EVADED))}",
+)
+STEP_CHEATS = ("model", "precision", "round", "cheat", *NUMBERS, "tolerant")
 
 
 class Case(Struct, frozen=True, kw_only=True):
@@ -259,7 +273,7 @@ class Bench:
         return torch.cat(found)
 
     def prefilled_logits(self, number: int, shape: str) -> torch.Tensor:
-        """What an auditor has for them: from one batch, from a group at a time, or padded by a long prompt."""
+        """What an auditor has for them: from one batch, a group at a time, or padded by a long prompt."""
         prompts, forced = self.prompts(number)[:LOGIT_GROUPS], self.forced()
         groups = list(zip(prompts, forced, strict=True))
         batches = [[group] for group in groups] if shape == "one by one" else [groups]
@@ -361,14 +375,9 @@ def provenance_cheats(bench: Bench) -> Iterator[str]:
     }
     head = f"| {bench.case.name} | {bench.job.precision} |"
     gaps = edited(bench, number, completions)
-    quantiles = statistics.quantiles(gaps, n=100)
-    evaded = " | ".join(f"{sum(gap <= most for gap in gaps) / len(gaps):.2%}" for most in EVADED)
-    print(
-        f"| edited | {bench.case.name} | {bench.job.precision} | {len(gaps)} | {quantiles[0]:.2f} | "
-        f"{statistics.median(gaps):.1f} | {evaded} |",
-        file=sys.stderr,
-    )
-    yield f"{head} one token edited | {sum(g > limits.gap for g in gaps) / len(gaps):.1%} of edits | | {quantiles[0]:.2f}, {statistics.median(gaps):.1f} |"
+    evaded = ", ".join(f"{sum(gap <= most for gap in gaps) / len(gaps):.2%}" for most in EVADED)
+    caught = sum(gap > limits.gap for gap in gaps)
+    yield f"{head} one token edited | {caught} of {len(gaps)} edits | | {spread_of(gaps)} | {evaded} |"
     for name, cheat in cheats.items():
         claims = bench.claims(number, cheat)
         per_audit = [
@@ -388,15 +397,16 @@ def provenance_cheats(bench: Bench) -> Iterator[str]:
         ]
         caught = sum(place in set(found) for place in changed)
         gaps = [mismatch.gap for one in per_audit for mismatch in one.mismatches]
-        spread = (
-            f"{statistics.quantiles(gaps, n=100)[0]:.2g}, {statistics.median(gaps):.1f}"
-            if len(gaps) > 1
-            else ""
-        )
+        failed = sum(bool(one.faulty(limits)) for one in per_audit)
         yield (
             f"{head} {name} | {caught} of {len(changed)} completions | "
-            f"{sum(bool(one.faulty(limits)) for one in per_audit)} of {len(per_audit)} | {spread} |"
+            f"{failed} of {len(per_audit)} | {spread_of(gaps)} | |"
         )
+
+
+def spread_of(gaps: Sequence[float]) -> str:
+    """Their first percentile and their median."""
+    return f"{statistics.quantiles(gaps, n=100)[0]:.2g}, {statistics.median(gaps):.1f}" if gaps[1:] else ""
 
 
 @torch.no_grad()
@@ -482,7 +492,9 @@ def step_cheats(bench: Bench, name: str) -> Iterator[str]:
     limits = step_limits(AuditClass.TOLERANT, bench.job.precision)
     for cheat, claimed in cheats.items():
         found = repeat_step(bench.learner, bench.build, before, batch, claimed)
-        yield f"| {bench.case.name} | {bench.job.precision} | {name} | {cheat} | {columns(found)} | {'passes' if found.passes(limits) else 'fails'} |"
+        verdict = "passes" if found.passes(limits) else "fails"
+        head = f"| {bench.case.name} | {bench.job.precision} | {name} | {cheat} |"
+        yield f"{head} {columns(found)} | {verdict} |"
 
 
 # Auditors
@@ -558,8 +570,8 @@ def cases(folder: Path, names: Sequence[str]) -> list[Case]:
 
 def in_own_process(job: Job, role: str) -> bytes:
     """What a job printed."""
-    # Before libraries are loaded.
-    environment = {**os.environ, **job.setting.environment}
+    # Before libraries are loaded. Threads that wait are not to keep others from working.
+    environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", **job.setting.environment}
     command = [sys.executable, __file__, "--role", role]
     done = subprocess.run(
         command, input=msgspec.json.encode(job), env=environment, stdout=subprocess.PIPE, check=True
@@ -570,18 +582,8 @@ def in_own_process(job: Job, role: str) -> bytes:
 def tables(names: Sequence[str], precisions: Sequence[Precision], device: str) -> None:
     """Measure and print."""
     began, load = time.monotonic(), os.getloadavg()[0]
-    drawn = [
-        "| model | precision | round | auditor | logits differ by | tokens that differ, of a million | worst gap |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    steps = [
-        "| model | precision | round | auditor | share that differs | relative | scale | worst | moments |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    cheats = {
-        "provenance": "| model | precision | cheat | caught, tolerant | audits of 8 groups that fail | gaps: 1%, median |\n|---|---|---|---|---|---|",
-        "step": "| model | precision | round | cheat | share that differs | relative | scale | worst | moments | tolerant |\n|---|---|---|---|---|---|---|---|---|---|",
-    }
+    drawn, steps = [table(*DRAWN)], [table(*STEP)]
+    cheats = {"provenance": table(*PROVENANCE_CHEATS), "step": table(*STEP_CHEATS)}
     with tempfile.TemporaryDirectory() as temporary:
         for case in cases(Path(temporary), names):
             for precision in precisions:
@@ -595,8 +597,8 @@ def tables(names: Sequence[str], precisions: Sequence[Precision], device: str) -
                     device=device,
                 )
                 rows = msgspec.json.decode(in_own_process(job, "peer"), type=dict[str, str])
-                for table, text in rows.items():
-                    cheats[table] += "\n" + text
+                for kind, text in rows.items():
+                    cheats[kind] += "\n" + text
                 for setting in SETTINGS:
                     found = msgspec.json.decode(
                         in_own_process(replace(job, setting=setting), "auditor"), type=dict[str, Findings]
@@ -611,8 +613,13 @@ def tables(names: Sequence[str], precisions: Sequence[Precision], device: str) -
                         steps.append(f"{head} {columns(one.step)} |")
                     print(*drawn[-2:], *steps[-2:], sep="\n", file=sys.stderr, flush=True)
     print(f"{time.monotonic() - began:.0f} s, load {load:.1f} before\n")
-    for table in ("\n".join(drawn), cheats["provenance"], "\n".join(steps), cheats["step"]):
-        print(table, end="\n\n")
+    for text in ("\n".join(drawn), cheats["provenance"], "\n".join(steps), cheats["step"]):
+        print(text, end="\n\n")
+
+
+def table(*columns: str) -> str:
+    """Its head."""
+    return f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}"
 
 
 def main() -> None:

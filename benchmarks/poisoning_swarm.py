@@ -43,8 +43,11 @@ class Setting(Struct, frozen=True):
     seed: int
     rounds: int
     peers: int
+    groups: int  # that a peer samples in a round
+    own: int  # SAPO's I: of them in its batch, at most
     external: int  # J
     learning_rate: float
+    groups_per_step: int
 
 
 class Round(Struct, frozen=True):
@@ -108,12 +111,14 @@ def manifest_of(setting: Setting, demo: Manifest) -> Manifest:
     replace = msgspec.structs.replace
     return replace(
         demo,
-        stages=(replace(answer, max_tokens=MAX_TOKENS),),
+        stages=(replace(answer, max_groups=setting.groups, max_tokens=MAX_TOKENS),),
         learn=replace(
             demo.learn,
+            own_groups=setting.own,
             external_groups=setting.external,
             external_top_k=setting.top_k,
             learning_rate=setting.learning_rate,
+            groups_per_step=setting.groups_per_step,
         ),
     )
 

@@ -27,7 +27,6 @@ from swarm.exchange.service import Exchange
 from swarm.exchange.validator import SwarmRules
 from swarm.findings import Finding, Findings
 from swarm.ledger.client import LedgerClient
-from swarm.ledger.history import History
 from swarm.manifest import MICROS
 from swarm.policy.plan import Plan, Wishes, make_plan, read_plan
 from swarm.settings import Settings
@@ -35,12 +34,12 @@ from swarm.task_process import open_tasks
 from swarm.verde.cases import Assignment, Settled
 from swarm.verde.reputation import Reputation
 from swarm.verde.standing import Standing
+from swarm.verde.standings import read_history
 from swarm.verde.verdicts import AuditClass, Outcome
 
 FETCH_SECONDS = 60.0  # for each thing that is asked of the peer
 MAX_FETCHED_BYTES = 64 * 2**30
 EVERY_GROUP = 2**31  # none is left out
-PROGRESS_ROUNDS = 500
 
 _NAMES = {
     Outcome.PASSED: "passed",
@@ -133,13 +132,7 @@ def _look_up(
     ledger: LedgerClient, peer: str, round_number: int, say: Tell
 ) -> tuple[Assignment, frozenset[bytes], Standing, Settled | None]:
     """The report as an auditor would get it, who was under the floor then, and what came of it so far."""
-    history, reputation = History(ledger), Reputation(ledger.swarm_id, ledger.manifest().audits)
-    current = int((ledger.now() - ledger.genesis) // ledger.round_seconds)
-    ends: list[Settled] = []
-    while (begun := history.next()) is not None:
-        ends += reputation.enter(begun.number, begun.beacon, begun.events)
-        if begun.number % PROGRESS_ROUNDS == 0 and begun.number:
-            say(f"read {begun.number:,} of {current:,} rounds")
+    reputation, ends = read_history(ledger, say)
     digest = _digest(peer, reputation)
     found = reputation.assignment_of(digest, round_number)
     ineligible = reputation.ineligible_in(round_number)

@@ -14,6 +14,7 @@ from msgspec import Struct
 from swarm.findings import Findings
 from swarm.verde.verdicts import Sealed, Verdict
 
+AUDITS_FILE = "audits.sqlite"
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS audits (
     drawn_in INTEGER NOT NULL, peer BLOB NOT NULL, round INTEGER NOT NULL, record BLOB NOT NULL,
@@ -62,6 +63,12 @@ class AuditLog:
         """Close the file."""
         self._db.close()
 
+    @property
+    def _exists(self) -> bool:
+        """Whether the writer has made its tables; a reader may come before."""
+        found = self._db.execute("SELECT count(*) FROM sqlite_master WHERE name IN ('audits', 'seals')")
+        return found.fetchone()[0] == 2
+
     def save(self, audited: Audited) -> None:
         """Keep an audit."""
         with self._db:
@@ -73,6 +80,8 @@ class AuditLog:
     def audits(self, since: int = 0, drawn_in: int | None = None) -> list[Audited]:
         """Those of the cases that were drawn in round `since` or later, or in one round; oldest first."""
         first, last = (since, 2**62) if drawn_in is None else (drawn_in, drawn_in)
+        if not self._exists:
+            return []
         rows = self._db.execute(
             "SELECT record FROM audits WHERE drawn_in BETWEEN ? AND ? ORDER BY drawn_in, round, peer",
             (first, last),

@@ -21,7 +21,7 @@ from pathlib import Path
 from identity import peer_name
 from swarm.audit import Facts, Undecided, facts_of
 from swarm.audit_evidence import Fetching, Source, TooMuch, Withheld
-from swarm.audit_log import Audited, AuditLog, KeptSeal
+from swarm.audit_log import AUDITS_FILE, Audited, AuditLog, KeptSeal
 from swarm.audit_process import AuditProcess
 from swarm.errors import LedgerError
 from swarm.findings import Finding, Findings
@@ -108,7 +108,7 @@ class Auditing:
         self._source = source
         self._process = process
         self._folder = folder
-        self._log = AuditLog(folder / "audits.sqlite")
+        self._log = AuditLog(folder / AUDITS_FILE)
         self._means = means
         self._budget = Budget(means)
         # Where equality is not exact, one moved weight is not to be found.

@@ -185,15 +185,17 @@ def _network_settings(arguments: argparse.Namespace) -> Settings:
 def _leaderboard(arguments: argparse.Namespace) -> int:
     from swarm.board.leaderboard import leaderboard_rows, leaderboard_table
     from swarm.ledger.client import connect
+    from swarm.verde.standings import read_history
 
     ledger = connect(arguments.swarm)
-    records = ledger.leaderboard()
+    reputation, _ = read_history(ledger, say)
+    standings = reputation.standings()
     if arguments.json:
-        print(json.dumps(leaderboard_rows(records), indent=2))
+        print(json.dumps(leaderboard_rows(standings), indent=2))
         return 0
     from rich.console import Console
 
-    Console().print(leaderboard_table(records, title=f"Leaderboard, read from {ledger.address}"))
+    Console().print(leaderboard_table(standings, title=f"Leaderboard, read from {ledger.address}"))
     return 0
 
 
@@ -220,7 +222,14 @@ def _audit(arguments: argparse.Namespace) -> int:
 
 
 def _status(arguments: argparse.Namespace) -> int:
-    from swarm.board.status import as_json, exchange_lines, gossip_table, peer_status, status_table
+    from swarm.board.status import (
+        as_json,
+        audits_table,
+        exchange_lines,
+        gossip_table,
+        peer_status,
+        status_table,
+    )
 
     status = peer_status(Settings(home=arguments.home))
     if arguments.json:
@@ -238,6 +247,8 @@ def _status(arguments: argparse.Namespace) -> int:
         console.print(status_table(swarm, arguments.rounds))
         if swarm.gossip:
             console.print(gossip_table(swarm, arguments.rounds))
+        if swarm.audits:
+            console.print(audits_table(swarm, arguments.rounds))
         for line in exchange_lines(swarm, arguments.rounds):
             console.print(line, markup=False, highlight=False, soft_wrap=True)
     return 0

@@ -24,10 +24,12 @@ from rich.console import Console
 from rich.live import Live
 
 from identity import Identity, load_or_create_identity, load_or_create_wallet, peer_name
+from swarm.audit_log import AUDITS_FILE, AuditLog
 from swarm.board import report
 from swarm.board.leaderboard import leaderboard_table
 from swarm.board.live import PeerView, live_table, round_line
 from swarm.board.plot import plot_rewards
+from swarm.console import say
 from swarm.errors import SwarmError, UsageError
 from swarm.guard import Guard
 from swarm.ledger.client import LedgerClient
@@ -38,6 +40,7 @@ from swarm.manifest import EMBEDDED_MODEL, Manifest
 from swarm.records import Records
 from swarm.settings import Settings
 from swarm.task_check import check_loads
+from swarm.verde.standings import read_history
 
 DEMO_MANIFEST = Path(__file__).parent.parent / "configs" / "demo.yaml"
 # From the start of the peers to the first round: what four peers take to load on two cores, and more.
@@ -114,17 +117,18 @@ def run_demo(options: Options, console: Console) -> int:
             raise SwarmError(f"no peer finished a round; one of them says: {_last_words(peers[0])}")
         result = report.build(
             [(peer.identity, peer.view.records) for peer in peers],
+            [(peer.identity, peer.view.audits) for peer in peers],
             ledger,
             seed=options.seed,
             seconds=time.monotonic() - started,
         )
-        records = ledger.leaderboard()
+        reputation, _ = read_history(ledger, say)
 
     report_path.write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=2) + b"\n")
     plot_path = report_path.with_suffix(".png")
     plot_rewards(result, manifest.rewards, plot_path)
     _discard_bulk(peers)
-    console.print(leaderboard_table(records, title=f"Leaderboard, read from {ledger.address}"))
+    console.print(leaderboard_table(reputation.standings(), title=f"Leaderboard, read from {ledger.address}"))
     console.print(
         f"plot    {plot_path}\nreport  {report_path}", soft_wrap=True, highlight=False, markup=False
     )
@@ -251,6 +255,9 @@ def _read(peer: DemoPeer, ledger: LedgerClient) -> None:
     with contextlib.closing(Deliveries(folder / "outbox.sqlite", read_only=True)) as deliveries:
         if deliveries.exist:
             peer.view.deliveries = {delivery.round: delivery for delivery in deliveries.all()}
+    if (folder / AUDITS_FILE).exists():
+        with contextlib.closing(AuditLog(folder / AUDITS_FILE, read_only=True)) as audits:
+            peer.view.audits = audits.audits()
 
 
 def _stop(peers: list[DemoPeer]) -> None:

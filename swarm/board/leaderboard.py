@@ -1,4 +1,4 @@
-"""The leaderboard, read from the ledger."""
+"""The leaderboard: verified contribution times score squared, made from the ledger's events alone."""
 
 from __future__ import annotations
 
@@ -7,43 +7,51 @@ from collections.abc import Sequence
 from rich.table import Table
 
 from identity import peer_id_text, peer_name
-from swarm.ledger.client import PeerRecord
 from swarm.manifest import MICROS
+from swarm.verde.standing import Standing
 
 
-def leaderboard_table(records: Sequence[PeerRecord], title: str) -> Table:
-    """Peers by the total reward of their ranked rounds."""
+def leaderboard_table(standings: Sequence[Standing], title: str) -> Table:
+    """Peers in their order (`Reputation.standings`)."""
     table = Table(title=title, title_justify="left")
     table.add_column(justify="right")
     table.add_column("peer", no_wrap=True)
     table.add_column("id", no_wrap=True)
-    table.add_column("rounds", justify="right")
-    table.add_column("ranked", justify="right")
-    table.add_column("ranked reward", justify="right")
-    for rank, record in enumerate(records, 1):
+    for name in ("rounds", "ranked", "verified reward", "score", "audits", "failed"):
+        table.add_column(name, justify="right")
+    for rank, one in enumerate(standings, 1):
         table.add_row(
             str(rank),
-            peer_name(record.peer),
-            f"{peer_id_text(record.peer)[:6]}…{peer_id_text(record.peer)[-4:]}",
-            str(record.rounds),
-            str(record.ranked_rounds),
-            f"{record.total_reward_micros / MICROS:.3f}",
+            peer_name(one.peer),
+            f"{peer_id_text(one.peer)[:6]}…{peer_id_text(one.peer)[-4:]}",
+            str(one.rounds),
+            str(one.ranked_rounds),
+            f"{one.verified_micros / MICROS:.3f}",
+            f"{one.score_micros / MICROS:.2f}",
+            str(one.audits_passed + one.audits_failed),
+            str(one.audits_failed) if one.audits_failed else "",
+            style="dim" if not one.is_eligible else None,
         )
     return table
 
 
-def leaderboard_rows(records: Sequence[PeerRecord]) -> list[dict[str, object]]:
-    """The same for scripts; rewards in micro-units."""
+def leaderboard_rows(standings: Sequence[Standing]) -> list[dict[str, object]]:
+    """The same for scripts; rewards and scores in micro-units."""
     return [
         {
             "rank": rank,
-            "peer": peer_id_text(record.peer),
-            "name": peer_name(record.peer),
-            "account": record.account,
-            "rounds": record.rounds,
-            "ranked_rounds": record.ranked_rounds,
-            "ranked_reward": record.total_reward_micros,
-            "total_reward": record.all_reward_micros,
+            "peer": peer_id_text(one.peer),
+            "name": peer_name(one.peer),
+            "account": one.account,
+            "rounds": one.rounds,
+            "ranked_rounds": one.ranked_rounds,
+            "verified_reward": one.verified_micros,
+            "claimed_reward": one.reward_micros,
+            "score": one.score_micros,
+            "age": one.age,
+            "audits_passed": one.audits_passed,
+            "audits_failed": one.audits_failed,
+            "eligible": one.is_eligible,
         }
-        for rank, record in enumerate(records, 1)
+        for rank, one in enumerate(standings, 1)
     ]

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from rich.markup import escape
 from rich.table import Table
 
+from swarm.audit_log import Audited
 from swarm.ledger.client import LedgerClient
 from swarm.ledger.deliveries import Delivery
 from swarm.manifest import Manifest
@@ -27,6 +28,7 @@ class PeerView:
     status: Status | None = None
     records: list[RoundRecord] = field(default_factory=list)
     deliveries: dict[int, Delivery] = field(default_factory=dict)  # by round
+    audits: list[Audited] = field(default_factory=list)  # that it did
 
     @property
     def on_ledger(self) -> set[int]:

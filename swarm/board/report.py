@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from msgspec import Struct
 
 from identity import Identity, peer_id_text, peer_name
+from swarm.audit_log import Audited
 from swarm.ledger.client import LedgerClient
 from swarm.records import RoundRecord
+from swarm.verde.verdicts import Outcome
 
 
 class PeerRound(Struct, frozen=True, kw_only=True):
@@ -48,21 +50,39 @@ class Ledger(Struct, frozen=True):
     peers: dict[str, LedgerPeer]
 
 
+class Audit(Struct, frozen=True, kw_only=True, rename={"audit_class": "class"}):
+    """One check of one audit, from its auditor's own records."""
+
+    round: int  # that was audited
+    auditor: str
+    peer: str
+    check: str
+    audit_class: str
+    passed: bool
+    outcome: str
+    seconds: float
+
+
 class Report(Struct, frozen=True, kw_only=True):
-    """The whole file. `audits` stays empty until peers audit one another."""
+    """The whole file."""
 
     swarm: str
     seed: int
     rounds: list[Round]
     ledger: Ledger
-    audits: list[dict[str, object]] = []
+    audits: list[Audit]
     seconds: float
 
 
 def build(
-    peers: Sequence[tuple[Identity, list[RoundRecord]]], ledger: LedgerClient, *, seed: int, seconds: float
+    peers: Sequence[tuple[Identity, list[RoundRecord]]],
+    audits: Sequence[tuple[Identity, list[Audited]]],
+    ledger: LedgerClient,
+    *,
+    seed: int,
+    seconds: float,
 ) -> Report:
-    """Join the peers' records by round with what the ledger says of them."""
+    """Join the peers' records by round with what the ledger says of them; beside it what they audited."""
     on_ledger = {(event.peer, event.round): event for event in ledger.reports()}
     rounds: dict[int, dict[str, PeerRound]] = {}
     for identity, records in peers:
@@ -90,5 +110,21 @@ def build(
         seed=seed,
         rounds=[Round(number, rounds[number]) for number in sorted(rounds)],
         ledger=Ledger(ledger.address, totals),
+        audits=[
+            Audit(
+                round=audited.round,
+                auditor=identity.peer_id,
+                peer=peer_id_text(audited.peer),
+                check=finding.check.name.lower(),
+                audit_class=audited.findings.audit_class.name.lower().replace("_", "-"),
+                passed=finding.outcome in (Outcome.PASSED, Outcome.UNRANKED),
+                outcome=finding.outcome.name.lower(),
+                seconds=finding.seconds,
+            )
+            for identity, done in audits
+            for audited in done
+            if audited.findings is not None
+            for finding in audited.findings.findings
+        ],
         seconds=round(seconds, 1),
     )

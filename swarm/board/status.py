@@ -15,7 +15,9 @@ from msgspec import Struct
 from rich.markup import escape
 from rich.table import Table
 
-from identity import Identity, peer_name
+from identity import Identity, peer_id_text, peer_name
+from swarm.audit_log import AUDITS_FILE, AuditLog
+from swarm.console import plain
 from swarm.errors import LedgerError, SwarmError, UsageError
 from swarm.exchange.addresses import ADDRESSES_FILE, AddressBook
 from swarm.exchange.gossip import GOSSIP_FILE
@@ -67,6 +69,18 @@ class ExchangeStatus(Struct, frozen=True, kw_only=True):
     known_peers: int
 
 
+class AuditStatus(Struct, frozen=True, kw_only=True):
+    """One audit that this peer was drawn for."""
+
+    peer: str  # that was audited
+    name: str
+    round: int
+    outcome: str  # "undecided" where it could not be judged
+    words: str  # what was wrong, if anything
+    seconds: float
+    fetched_bytes: int
+
+
 class SwarmStatus(Struct, frozen=True, kw_only=True):
     """One swarm in which the peer took part."""
 
@@ -78,6 +92,7 @@ class SwarmStatus(Struct, frozen=True, kw_only=True):
     gossip: list[GossipStatus]
     equivocations: list[Equivocation]
     exchange: ExchangeStatus | None
+    audits: list[AuditStatus]
 
 
 class PeerStatus(Struct, frozen=True, kw_only=True):
@@ -140,6 +155,27 @@ def gossip_table(swarm: SwarmStatus, last: int) -> Table:
             str(entry.fetched),
             f"{entry.fetched_bytes / 1000:,.0f}",
             escape(_dropped_text(entry.dropped)),
+        )
+    return table
+
+
+def audits_table(swarm: SwarmStatus, last: int) -> Table:
+    """The audits of others that this peer did last."""
+    table = Table(title="audits of others", title_justify="left")
+    table.add_column("round", justify="right")
+    table.add_column("peer", no_wrap=True)
+    table.add_column("outcome")
+    table.add_column("seconds", justify="right")
+    table.add_column("MB", justify="right")
+    table.add_column("why", overflow="fold")
+    for one in swarm.audits[-last:]:
+        table.add_row(
+            str(one.round),
+            one.name,
+            one.outcome,
+            f"{one.seconds:.1f}",
+            f"{one.fetched_bytes / 1e6:,.1f}",
+            escape(plain(one.words)),
         )
     return table
 
@@ -207,6 +243,7 @@ def _swarm_status(facts_file: Path) -> SwarmStatus | None:
         gossip=[_gossip_status(gossip, summary) for summary in gossip.rounds()],
         equivocations=gossip.equivocations(),
         exchange=_exchange_status(folder / ADDRESSES_FILE),
+        audits=_audits(folder / AUDITS_FILE),
     )
 
 
@@ -224,6 +261,28 @@ def _gossip_status(gossip: GossipReader, summary: RoundGossip) -> GossipStatus:
         announcements=gossip.heard(summary.round),
         drops=gossip.drops(summary.round, SHOWN_DROPS),
     )
+
+
+def _audits(path: Path) -> list[AuditStatus]:
+    if not path.exists():
+        return []
+    try:
+        with contextlib.closing(AuditLog(path, read_only=True)) as opened:
+            done = opened.audits()
+    except (sqlite3.Error, msgspec.MsgspecError):  # a damaged one shows less
+        return []
+    return [
+        AuditStatus(
+            peer=peer_id_text(one.peer),
+            name=peer_name(one.peer),
+            round=one.round,
+            outcome=one.findings.outcome.name.lower() if one.findings else "undecided",
+            words=one.words,
+            seconds=one.seconds,
+            fetched_bytes=one.fetched_bytes,
+        )
+        for one in done
+    ]
 
 
 def _exchange_status(path: Path) -> ExchangeStatus | None:

@@ -10,7 +10,8 @@ from typing import Any
 from msgspec import Struct
 
 
-class Report(Struct, frozen=True, kw_only=True):
+# Those that are kept by the hundred thousand are no matter of the garbage collector: they refer to nothing.
+class Report(Struct, frozen=True, kw_only=True, gc=False):
     """What a peer says of one round."""
 
     round: int
@@ -35,7 +36,7 @@ class Report(Struct, frozen=True, kw_only=True):
         )
 
 
-class Reported(Report, frozen=True, kw_only=True):
+class Reported(Report, frozen=True, kw_only=True, gc=False):
     """A report as the ledger's log holds it. `late` ones keep the chain of states but are not ranked."""
 
     peer: bytes

@@ -1,11 +1,10 @@
 """Provenance: are these completions what the committed model samples with these seeds?
 
 Each group's prompt and its completions are read in one prefill, and every token is chosen again with the
-noise of its seed (`swarm.policy.sampling`). Where another token stands, the *gap* says how near it came: the
-perturbed maximum less the perturbed value of the token that stands there. Prefill and generation round
-differently, on one machine too, so that a token out of many may differ by a gap of that size
-(`swarm.verde.thresholds`); what was edited, or sampled by another model or with another seed, differs by gaps
-of the size of the noise, about 1.
+noise of its seed (`swarm.policy.sampling`). Where another token stands, the gap (`swarm.verde.gaps`) says how
+near it came. Prefill and generation round differently, on one machine too, so a token out of many may differ
+by a small gap (`swarm.verde.thresholds`). What was edited, or sampled by another model or with another seed,
+differs by gaps of the size of the noise, about 1.
 
 Completions are a stranger's: whatever they hold, the outcome is a finding and no exception.
 """
@@ -25,10 +24,13 @@ from swarm.manifest import Sampling
 from swarm.policy.devices import DTYPES, free_memory, is_out_of_memory
 from swarm.policy.model import Policy
 from swarm.policy.prefill import Group, Positions, prefill
-from swarm.policy.sampling import choose_by_keys, perturbed, position_keys, seed_words
+from swarm.policy.sampling import choose_by_keys, position_keys, seed_words
+from swarm.verde.gaps import gaps_of, measured_at_once
 from swarm.verde.thresholds import TokenLimits
 
 log = logging.getLogger("swarm.verde")
+
+_LEAST_MEASURED = 64  # of the tokens that differ
 
 
 class Claim(Struct, frozen=True):
@@ -53,7 +55,7 @@ class Mismatch(Struct, frozen=True):
     group: int
     completion: int
     position: int
-    gap: float  # to the perturbed maximum; inf if it was filtered out, or if the model gives no number
+    gap: float  # in logits; inf if the model gives no number, or if too much differs to measure all of it
 
 
 class Malformed(Struct, frozen=True):
@@ -70,7 +72,7 @@ class Provenance(Struct, frozen=True):
     Attributes:
         tokens: that were chosen again.
         matching: how many of them stand where they should.
-        worst_gap: of the mismatches; 0 without any.
+        worst_gap: of the mismatches, in logits; 0 without any.
         mismatches: in order of group, completion and position.
         malformed: in order; those with impossible lengths or tokens were not read by the model.
     """
@@ -227,11 +229,17 @@ def _mismatches(
 def _gaps(
     part: Positions, differ: torch.Tensor, rows: Sequence[_Row], sampling: Sampling
 ) -> Iterator[Mismatch]:
-    """How far each of the tokens that differ is from the one that was expected."""
-    numbers, positions = part.rows[differ].tolist(), part.positions[differ].tolist()
-    values = perturbed(part.logits[differ], [rows[number].seed for number in numbers], positions, sampling)
-    own = values.gather(-1, part.tokens[differ, None]).squeeze(-1)
-    gaps = (values.amax(-1) - own).tolist()
-    for number, position, gap in zip(numbers, positions, gaps, strict=True):
+    """How far each of the tokens that differ is from being chosen."""
+    wrong = differ.nonzero().flatten()
+    # Of completions of another model nearly all differ: measuring each would take longer than reading them.
+    measured = wrong[: max(_LEAST_MEASURED, len(differ) // 16)]
+    gaps: list[float] = []
+    for places in measured.split(measured_at_once(part.logits.shape[-1], sampling)):
+        seeds = [rows[number].seed for number in part.rows[places].tolist()]
+        positions = part.positions[places].tolist()
+        gaps += gaps_of(part.logits[places], part.tokens[places], seeds, positions, sampling).tolist()
+    gaps += [math.inf] * (len(wrong) - len(gaps))
+    places = zip(part.rows[wrong].tolist(), part.positions[wrong].tolist(), gaps, strict=True)
+    for number, position, gap in places:
         row = rows[number]
-        yield Mismatch(row.group, row.completion, position, math.inf if math.isnan(gap) else gap)
+        yield Mismatch(row.group, row.completion, position, gap)

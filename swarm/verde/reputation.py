@@ -134,6 +134,29 @@ class Reputation:
             kept.report.state_after == digest and kept.clock_round < before_round for kept in member.reports
         )
 
+    def assignment_of(self, peer: bytes, round: int) -> Assignment | None:
+        """The peer's report of a recent round as its auditors get it, whether it has any or not.
+
+        Which groups they look at is left open: the seed is zeros.
+        """
+        member = self._find(peer)
+        kept = member.kept(round) if member else None
+        if member is None or kept is None:
+            return None
+        previous = member.before(round)
+        return Assignment(
+            peer=kept.report.peer,
+            round=round,
+            drawn_in=self.number,
+            seed=bytes(32),
+            report=kept.report,
+            clock_round=kept.clock_round,
+            previous=previous.report if previous else None,
+            last_state=self.state_before(peer, round),
+            served_by=member.peer,
+            order=bytes(32),
+        )
+
     def report_of(self, peer: bytes, round: int) -> Reported | None:
         """The peer's report of a recent round, without its verdicts."""
         member = self._find(peer)

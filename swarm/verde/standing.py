@@ -50,8 +50,7 @@ class Standing(Struct, frozen=True, kw_only=True):
         return self.verified_micros * self.score_micros**2
 
 
-@dataclass(slots=True, eq=False)
-class Kept:
+class Kept(Struct, eq=False, gc=False):
     """One report, without its verdicts, and what became of it."""
 
     report: Reported

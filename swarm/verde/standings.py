@@ -29,10 +29,31 @@ from swarm.verde.reputation import Reputation
 
 log = logging.getLogger("swarm.verde")
 
+SAY_SECONDS = 2.0  # between lines for somebody who waits
 PROGRESS_SECONDS = 10.0  # between lines about a long history
 KEPT_SETTLED = 4096  # that were not handed on yet
 
+Progress = Callable[[str], None]
 OnRound = Callable[[int, Sequence[Settled]], None]
+
+
+def read_history(ledger: LedgerClient, say: Progress) -> tuple[Reputation, list[Settled]]:
+    """The reputation as of now, and all that was ever settled; for commands. `LedgerError` if it cannot be read.
+
+    Args:
+        ledger: for the caller's thread.
+        say: hears how far it is, where that takes long.
+    """
+    history, settled = History(ledger), list[Settled]()
+    reputation = Reputation(ledger.swarm_id, ledger.manifest().audits)
+    said_at = time.monotonic()
+    current = int((ledger.now() - ledger.genesis) // ledger.round_seconds)
+    while (begun := history.next()) is not None:
+        settled += reputation.enter(begun.number, begun.beacon, begun.events)
+        if time.monotonic() - said_at > SAY_SECONDS:
+            say(f"read {begun.number:,} of {current:,} rounds")
+            said_at = time.monotonic()
+    return reputation, settled
 
 
 class Standings:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from contextlib import suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 from blob_cast import Handler, Hosts, answering, digest_of, silent
+from hivemind.p2p import P2P
 
+from identity import Identity
 from swarm.errors import ExchangeError
-from swarm.exchange import blobs, serving, streams, wire
+from swarm.exchange import blobs, multiaddr, serving, streams, wire
 from swarm.exchange.blobs import Fetcher
 from swarm.exchange.store import BlobStore
 
@@ -572,3 +575,35 @@ def test_strangers_cannot_keep_registered_peers_waiting(hosts, served, kept, tmp
     assert answer == b""
     assert fetch(hosts, Fetcher(kept), data, reader=1) == data
     silent.close()
+
+
+def test_peer_that_has_just_met_one_other_fetches_from_all_whom_that_one_knows(hosts, served, kept, tmp_path):
+    """Where others are, its p2pd learns a moment after the connection stands; until then it knows nobody."""
+    served.put(b"content", own=True)
+
+    async def scene() -> bytes:
+        async with newcomer(tmp_path) as p2p:
+            fetching = asyncio.create_task(
+                Fetcher(kept).fetch(p2p, hosts.peers[0], digest_of(b"content"), 7, timeout=20)
+            )
+            await asyncio.sleep(blobs.BUSY_RETRY_SECONDS / 2)  # asked in vain once
+            (address,) = map(str, await hosts.p2p[1].get_visible_maddrs())
+            await p2p._client.connect(hosts.p2p[1].peer_id, [multiaddr.parse(address)])
+            return await fetching
+
+    assert hosts.run(scene()) == b"content"
+
+
+@asynccontextmanager
+async def newcomer(folder: Path) -> AsyncIterator[P2P]:
+    p2p = await P2P.create(
+        identity_path=str(Identity.create(folder / "newcomer.pem").path),
+        auto_nat=False,
+        nat_port_map=False,
+        use_relay=False,
+        check_if_identity_free=False,
+    )
+    try:
+        yield p2p
+    finally:
+        await p2p.shutdown()

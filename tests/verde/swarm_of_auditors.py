@@ -1,8 +1,8 @@
 """A swarm of peers that report and audit one another, without models or network: the real seals, assignments,
 settling and scores on made-up truths.
 
-What a peer did wrong is known here (`Made`), so an auditor's verdict is a function of it, of the groups that the
-beacon draws and of what kind of auditor it is. Beacons are digests of counters, so a run repeats itself.
+What a peer did wrong is known here (`Made`), so an auditor's verdict is a function of it, of the groups that
+the beacon draws and of what kind of auditor it is. Beacons are digests of counters, so a run repeats itself.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+
+import msgspec
 
 from swarm.ledger.records import Dated, Event, Registered, Reported
 from swarm.manifest import Audits
@@ -62,13 +64,15 @@ class Peer:
     registers_plants: bool = True
     opens: Callable[[int], bool] = lambda round: True
     opens_plants: bool = True
-    is_there: Callable[[int], bool] = lambda round: True  # reports on time
+    is_there: Callable[[int], bool] = lambda round: True  # plays the round
+    is_late: Callable[[int], bool] = lambda round: False  # its report waits for the next one
     joins: int = 0
     made: int = MADE
     audit_class: AuditClass = AuditClass.SAME_BUILD
     state: bytes = b""
     sealed: dict[int, Sealed] = field(default_factory=dict)
-    truth: dict[int, Made] = field(default_factory=dict)
+    planted: list[int] = field(default_factory=list)  # rounds whose plants it has to open
+    waiting: list[Reported] = field(default_factory=list)
 
 
 class Swarm:
@@ -86,6 +90,7 @@ class Swarm:
         self.reputation = Reputation(SWARM_ID, self.audits)
         self.peers: dict[bytes, Peer] = {}
         self.settled: list[Settled] = []
+        self.truth: dict[tuple[bytes, int], tuple[Made, AuditClass]] = {}  # of reports
         self.silent = frozenset(silent)  # rounds in which the ledger makes no block
         self._seed = seed
         self.events: list[Event] = []  # of the round that is over
@@ -111,11 +116,22 @@ class Swarm:
             beacon = None if number in self.silent else digest("beacon", self._seed, number)
             events, self.events = self.events, []
             self.settled += self.reputation.enter(number, beacon, events)
-            if beacon is not None:
-                self.events += [
-                    self.reported(peer, number) for peer in self.peers.values() if self._reports(peer, number)
-                ]
+            for peer in self.peers.values():
+                if number >= peer.joins and peer.is_there(number):
+                    peer.waiting.append(self.report(peer, number))
+                    if beacon is not None and not peer.is_late(number):
+                        self.deliver(peer)
         return self.settled[before:]
+
+    def deliver(self, peer: Peer) -> None:
+        """Put what a peer has to report into the ledger, in this round."""
+        self.events += [self.dated(report) for report in peer.waiting]
+        peer.waiting.clear()
+
+    def dated(self, report: Reported) -> Dated:
+        """A report as it comes in in this round, late or not."""
+        is_late = report.round != self.round
+        return Dated(report=msgspec.structs.replace(report, late=is_late), clock_round=self.round)
 
     def standing(self, peer: Peer) -> Standing:
         return self.reputation.standing(peer.peer)
@@ -123,13 +139,15 @@ class Swarm:
     def settled_fails(self) -> list[Settled]:
         return [case for case in self.settled if case.outcome in (Outcome.FAILED, Outcome.WITHHELD)]
 
-    def reported(self, peer: Peer, number: int, *, clock_round: int | None = None) -> Dated:
-        """The peer's report of a round, on time unless it comes in a later one."""
+    def report(self, peer: Peer, number: int) -> Reported:
+        """What the peer has to say of a round that it has just played."""
         before = peer.state or digest("first state")
-        plant = peer.plants(number)
-        peer.truth[number] = PLANTS[plant.kind] if plant else peer.makes(number)
+        plant = peer.plants(number) if not peer.registers_plants or self._sealed_plant(peer, number) else None
+        made = PLANTS[plant.kind] if plant else peer.makes(number)
+        self.truth[peer.peer, number] = made, peer.audit_class
+        peer.planted += [number] if plant and peer.registers_plants else []
         peer.state = digest("state", peer.peer, number)
-        report = Reported(
+        return Reported(
             peer=peer.peer,
             round=number,
             groups=peer.made,
@@ -138,37 +156,35 @@ class Swarm:
             state_before=before,
             state_after=peer.state,
             verdicts=self._verdicts(peer, number),
-            late=clock_round not in (None, number),
+            late=False,
             tx="0x00",
             block_number=0,
         )
-        return Dated(report=report, clock_round=number if clock_round is None else clock_round)
 
-    def _reports(self, peer: Peer, number: int) -> bool:
-        return number >= peer.joins and peer.is_there(number)
+    def _sealed_plant(self, peer: Peer, number: int) -> Plant | None:
+        return peer.sealed[number - 1].plant if number - 1 in peer.sealed else None
 
     def _verdicts(self, peer: Peer, number: int) -> bytes:
         duties = self.reputation.assignments(peer.peer, number - 1)
         judged = [peer.judges(duty, self._honest(duty, peer)) for duty in duties]
         plant = peer.plants(number + 1) if peer.registers_plants else None
         sealed = peer.sealed[number] = verdicts.seal([one for one in judged if one is not None], plant)
-        earlier, planted = peer.sealed.get(number - 1), peer.sealed.get(number - 4)
+        earlier = peer.sealed.get(number - 1)
+        opened = None
+        if peer.planted and number >= peer.planted[0] + 3 and peer.opens_plants:
+            planted = peer.planted.pop(0)
+            opened = peer.sealed[planted - 1].plant_opening(planted)
         return verdicts.encode(
-            sealed.seal,
-            earlier.opening if earlier and peer.opens(number) else None,
-            planted.plant_opening(number - 3) if planted and peer.opens_plants else None,
+            sealed.seal, earlier.opening if earlier and peer.opens(number) else None, opened
         )
 
     def _honest(self, duty: Assignment, auditor: Peer) -> Verdict:
-        subject = next(
-            peer for peer in self.peers.values() if duty.round in peer.truth and peer.peer == duty.peer
-        )
-        made = subject.truth[duty.round]
+        made, audit_class = self.truth[duty.peer, duty.round]
         faults = made.seen(duty, self.audits.groups)
         outcome = Outcome.FAILED if faults else Outcome.PASSED if made.is_ranked else Outcome.UNRANKED
         if not made.is_served:
             outcome, faults = Outcome.WITHHELD, (Fault(Check.AVAILABILITY),)
-        return Verdict(duty.peer, duty.round, outcome, min(subject.audit_class, auditor.audit_class), faults)
+        return Verdict(duty.peer, duty.round, outcome, min(audit_class, auditor.audit_class), faults)
 
 
 def honest(count: int, name: object = "honest", **differently: object) -> list[Peer]:
