@@ -45,7 +45,7 @@ from swarm.verde.cases import Assignment
 from swarm.verde.commitment import Commitment
 from swarm.verde.provenance import Claim, rederive
 from swarm.verde.screening import wrong_flags
-from swarm.verde.state_files import StateFiles
+from swarm.verde.state_files import StateFile, StateFiles
 from swarm.verde.step import repeat_step
 from swarm.verde.thresholds import step_limits, token_limits
 from swarm.verde.verdicts import AuditClass, Check, Fault, Outcome
@@ -179,7 +179,12 @@ class Checker:
         one = _Audit(manifest, self._tasks, model, case, claimed, audit_class)
         for check in (one.commitment, one.batch, one.provenance, one.step):
             began = time.monotonic()
-            found = check()
+            try:
+                found = check()
+            except _Faulty as error:
+                found = _failed(Check.STEP, str(error))
+            except ModelError as error:  # not enough memory, say
+                raise Undecided(str(error)) from error
             if found is None:
                 continue
             finding = msgspec.structs.replace(found, seconds=round(time.monotonic() - began, 3))
@@ -371,9 +376,9 @@ class _Audit:
     def step(self) -> Finding:
         """Whether the update gives the committed next state."""
         model, claimed, case = self._model, self._claimed, self._case
+        before = self._state(case.state_before, claimed.state_before)
+        after = self._state(case.state_after, claimed.state_after)
         try:
-            before = self._state(case.state_before, claimed.state_before)
-            after = self._state(case.state_after, claimed.state_after)
             batch = [tokenized(model.policy, self._manifest, group) for group in self._replay.batch]
         except ModelError as error:
             return _failed(Check.STEP, str(error))
@@ -389,15 +394,30 @@ class _Audit:
         return Finding(check=Check.STEP, outcome=Outcome.PASSED, words=words)
 
     def _state(self, paths: StatePaths, files: StateFiles) -> LearnerState:
-        if paths.optimizer is None:
-            raise ModelError("the optimizer's state was not fetched")
+        assert paths.optimizer is not None  # fetched for the states before and after
         return LearnerState(
-            read_state_part(Path(paths.weights), files.weights),
-            read_state_part(Path(paths.optimizer), files.optimizer),
+            _foreign(Path(paths.weights), files.weights), _foreign(Path(paths.optimizer), files.optimizer)
         )
 
     def _weights(self, paths: StatePaths, files: StateFiles) -> dict[str, torch.Tensor]:
-        return read_state_part(Path(paths.weights), files.weights)
+        """Weights that the model can be lent; `_Faulty` if it cannot."""
+        weights, own = _foreign(Path(paths.weights), files.weights), self._model.learner.weights()
+        if {n: (t.shape, t.dtype) for n, t in weights.items()} != {
+            n: (t.shape, t.dtype) for n, t in own.items()
+        }:
+            raise _Faulty("its weights are of another model")
+        return weights
+
+
+class _Faulty(Exception):
+    """What was committed to is no state of the model; the message says why."""
+
+
+def _foreign(path: Path, file: StateFile) -> dict[str, torch.Tensor]:
+    try:
+        return read_state_part(path, file)
+    except ModelError as error:
+        raise _Faulty(str(error)) from error
 
 
 def _claim(policy: Policy, sampled: Sampled) -> Claim:

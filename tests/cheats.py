@@ -1,14 +1,16 @@
 """A gallery of peers that cheat, each a few lines over an honest node.
 
-Run as `python tests/cheats.py NAME join …`: a `swarm join` of a peer that cheats from the first round on.
+Run as `python tests/cheats.py NAME join …`: a `swarm join` of a peer that cheats from the first round on and
+writes `cheated round=…` into its log whenever it does. The last few are honest, under unkind conditions.
 """
 
 from __future__ import annotations
 
+import logging
 import random
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,7 +18,7 @@ from typing import Any, ClassVar
 import msgspec
 import torch
 
-from swarm import cli
+from swarm import auditing, cli
 from swarm.audit import Case
 from swarm.audit_process import AuditProcess
 from swarm.effects import Commit, Learn, Sample, Screen
@@ -24,7 +26,9 @@ from swarm.errors import ExchangeError
 from swarm.exchange.service import Exchange
 from swarm.exchange.wire import Completion
 from swarm.findings import Finding, Findings
+from swarm.learner.checkpoints import Checkpoints
 from swarm.learner.trainer import Update
+from swarm.ledger.clock import LedgerClock
 from swarm.manifest import STAGE_NUMBER
 from swarm.node import Node
 from swarm.performer import Performer
@@ -33,24 +37,36 @@ from swarm.verde.commitment import Commitment
 from swarm.verde.state_files import StateFile, StateFiles
 from swarm.verde.verdicts import AuditClass, Check, Fault, Outcome
 
+log = logging.getLogger("swarm.cheat")
+
 Groups = list[tuple[Completion, ...]]
+SLOW_DISK_SECONDS = 1.5  # to write a state
+SKEW_SECONDS = 2.0
+
+
+def cheated(number: int) -> None:
+    """Say that round `number` is not as it should be; a test reads it in the log."""
+    log.info("cheated round=%d", number)
 
 
 class Cheat(Performer):
     """Answers are honest unless a subclass changes what was sampled."""
 
     def perform(self, effect: Any) -> Any:
-        if isinstance(effect, Sample):
-            return self.sampled(effect, super().perform(effect))
-        return super().perform(effect)
+        outcome = super().perform(effect)
+        if not isinstance(effect, Sample) or effect.stage.name != "answer" or not outcome:
+            return outcome
+        shown = self.sampled(effect, outcome)
+        if shown != outcome:
+            cheated(self._rules.round)
+        return shown
 
     def sampled(self, effect: Sample, groups: Groups) -> Groups:
-        return groups
+        raise NotImplementedError
 
-    def said(self, text: str, length: int) -> Completion:
-        """A completion of this text, in tokens of our own."""
-        tokens = self._policy.encode_completion(text)[:length]
-        return Completion.of(tokens, self._policy.decode(tokens))
+    def question(self, number: int) -> Any:
+        draw = self._rules.draw
+        return self._rules.tasks.draw(draw.question_seed(draw.cell(self._rules.peer), number))
 
 
 class FalseReward(Performer):
@@ -63,6 +79,7 @@ class FalseReward(Performer):
             claimed = msgspec.structs.replace(claimed, reward_micros=micros)
             played = replace(effect.played, reward_micros=micros, commitment=claimed.root())
             effect = Commit(claimed.head(), claimed.encode(), effect.learned, played)
+            cheated(self._rules.round)
         return super().perform(effect)
 
 
@@ -72,13 +89,13 @@ class OtherModel(Performer):
     def perform(self, effect: Any) -> Any:
         if not isinstance(effect, Sample):
             return super().perform(effect)
-        learner = self._training.learner
         generator = torch.Generator().manual_seed(1)
         better = {
-            name: weight + 0.02 * weight.std() * torch.randn(weight.shape, generator=generator)
-            for name, weight in learner.weights().items()
+            name: weight + 0.05 * weight.std() * torch.randn(weight.shape, generator=generator)
+            for name, weight in self._training.learner.weights().items()
         }
         honest, self._state = self._state, replace(self._state, weights=better)
+        cheated(self._rules.round)
         try:
             return super().perform(effect)
         finally:
@@ -92,9 +109,9 @@ class Greedy(Performer):
         if not isinstance(effect, Sample):
             return super().perform(effect)
         manifest = self._training._manifest
-        self._training._manifest = msgspec.structs.replace(
-            manifest, sampling=msgspec.structs.replace(manifest.sampling, top_k=1)
-        )
+        greedy = msgspec.structs.replace(manifest.sampling, top_k=1)
+        self._training._manifest = msgspec.structs.replace(manifest, sampling=greedy)
+        cheated(self._rules.round)
         try:
             return super().perform(effect)
         finally:
@@ -105,17 +122,13 @@ class BestOfN(Cheat):
     """Samples each group again with seeds of its own, and shows whichever completion is right."""
 
     def sampled(self, effect: Sample, groups: Groups) -> Groups:
-        if effect.stage.name != "answer" or not groups:
-            return groups
         mine = tuple(tuple(bytes([g]) + seed[1:] for g, seed in enumerate(seeds)) for seeds in effect.seeds)
-        again = Performer._sample(self, replace(effect, seeds=mine))
-        tasks, draw = self._rules.tasks, self._rules.draw
+        again = self._sample(replace(effect, seeds=mine))
         best = []
         for number, group, other in zip(effect.numbers, groups, again, strict=False):
-            question = tasks.draw(draw.question_seed(draw.cell(self._rules.peer), number))
-            scores = [one.score for one in tasks.judge(question, [one.text for one in other])]
+            judged = self._rules.tasks.judge(self.question(number), [one.text for one in other])
             best.append(
-                tuple(two if score else one for one, two, score in zip(group, other, scores, strict=True))
+                tuple(two if two_is.score else one for one, two, two_is in zip(group, other, judged, strict=True))
             )
         return best
 
@@ -124,16 +137,14 @@ class Copied(Cheat):
     """Shows a neighbour's answers as its own."""
 
     def sampled(self, effect: Sample, groups: Groups) -> Groups:
-        if effect.stage.name != "answer":
-            return groups
         rules = self._rules
-        time.sleep(2.0)  # others publish first
+        self._wait_until(effect.until)  # others publish first
         try:
             heard = self._exchange.collect(
                 rules.round,
                 STAGE_NUMBER["answer"],
                 rules.draw.cell(rules.peer),
-                timeout=3.0,
+                timeout=(1 - 0.85) / 0.85 * (effect.until - rules.starts_at) / 2,
                 max_peers=8,
             )
         except ExchangeError:
@@ -148,24 +159,18 @@ class Replayed(Cheat):
     first: ClassVar[Groups] = []
 
     def sampled(self, effect: Sample, groups: Groups) -> Groups:
-        if effect.stage.name != "answer":
-            return groups
         Replayed.first = Replayed.first or groups
         return [*Replayed.first, *groups[len(Replayed.first) :]][: len(groups)]
 
 
 class EditedText(Cheat):
-    """Says something right and leaves the tokens as they were."""
+    """Says what is right and leaves the tokens as they were."""
 
     def sampled(self, effect: Sample, groups: Groups) -> Groups:
-        if effect.stage.name != "answer":
-            return groups
-        tasks, draw = self._rules.tasks, self._rules.draw
         edited = []
         for number, group in zip(effect.numbers, groups, strict=False):
-            question = tasks.draw(draw.question_seed(draw.cell(self._rules.peer), number))
-            first = Completion.of(group[0].tokens, question.answer[: 16 * group[0].length])
-            edited.append((first, *group[1:]))
+            right = self.question(number).answer[: 16 * group[0].length]
+            edited.append((msgspec.structs.replace(group[0], text=right), *group[1:]))
         return edited
 
 
@@ -175,6 +180,7 @@ class SwappedPrompt(Performer):
     def perform(self, effect: Any) -> Any:
         if isinstance(effect, Sample) and effect.stage.name == "answer":
             effect = replace(effect, prompts=effect.prompts[:1] * len(effect.prompts))
+            cheated(self._rules.round)
         return super().perform(effect)
 
 
@@ -183,22 +189,27 @@ class CherryPicked(Performer):
 
     def perform(self, effect: Any) -> Any:
         outcome = super().perform(effect)
-        if isinstance(effect, Screen) and outcome:
-            return [
-                tuple(flag and reward > 0 for flag, reward in zip(flags, group.rewards, strict=True))
-                if index % 2
-                else (False,) * len(flags)
-                for index, (flags, group) in enumerate(zip(outcome, effect.groups, strict=True))
-            ]
-        return outcome
+        if not isinstance(effect, Screen) or not outcome:
+            return outcome
+        picked = [
+            tuple(flag and reward > 0 for flag, reward in zip(flags, group.rewards, strict=True))
+            if index % 2
+            else (False,) * len(flags)
+            for index, (flags, group) in enumerate(zip(outcome, effect.groups, strict=True))
+        ]
+        if picked != outcome:
+            cheated(self._rules.round)
+        return picked
 
 
 class SkippedUpdate(Training):
     """Does not learn, and says that it did."""
 
     def update(self, groups: Any, number: int, *, nudge: bool = False) -> Update:
+        if groups:
+            cheated(number)
         self._keep(number)
-        return Update()
+        return Update(seconds=0.1)
 
 
 class WrongLearningRate(Training):
@@ -207,13 +218,17 @@ class WrongLearningRate(Training):
     def update(self, groups: Any, number: int, *, nudge: bool = False) -> Update:
         for group in self.learner._optimizer.param_groups:
             group["lr"] = 10 * self._manifest.learn.learning_rate
-        return super().update(groups, number)
+        update = super().update(groups, number)
+        if update.steps:
+            cheated(number)
+        return update
 
 
 class NudgedWeight(Training):
     """Moves one weight of each new state."""
 
     def update(self, groups: Any, number: int, *, nudge: bool = False) -> Update:
+        cheated(number)
         return super().update(groups, number, nudge=True)
 
 
@@ -221,9 +236,13 @@ class StaleOptimizer(Training):
     """Forgets AdamW's moments before each update."""
 
     def update(self, groups: Any, number: int, *, nudge: bool = False) -> Update:
+        is_stale = False
         for name, tensor in self.learner.optimizer_state().items():
             if name.startswith("exp_avg"):
+                is_stale = is_stale or bool(tensor.any())
                 tensor.zero_()
+        if is_stale:
+            cheated(number)
         return super().update(groups, number)
 
 
@@ -234,6 +253,7 @@ class FabricatedDigests(Performer):
         outcome = super().perform(effect)
         if isinstance(effect, Learn):
             made_up = StateFile(random.randbytes(32), random.randbytes(32), 4096)
+            cheated(self._rules.round)
             return replace(outcome, state_after=StateFiles(made_up, made_up))
         return outcome
 
@@ -245,14 +265,21 @@ class WithheldState(Exchange):
         super().share({})
 
 
+class Withholding(Performer):
+    """Counts the rounds of `WithheldState`."""
+
+    def perform(self, effect: Any) -> Any:
+        if isinstance(effect, Commit):
+            cheated(self._rules.round)
+        return super().perform(effect)
+
+
 class OverLong(Cheat):
     """Goes on for longer than the stage allows."""
 
     def sampled(self, effect: Sample, groups: Groups) -> Groups:
-        if effect.stage.name != "answer":
-            return groups
-        longer = range(5, 6 + effect.stage.max_tokens)
-        return [(Completion.of(longer, self._policy.decode(list(longer))), *group[1:]) for group in groups]
+        longer = list(range(5, 6 + effect.stage.max_tokens))
+        return [(Completion.of(longer, self._policy.decode(longer)), *group[1:]) for group in groups]
 
 
 class AlwaysPass(AuditProcess):
@@ -260,12 +287,7 @@ class AlwaysPass(AuditProcess):
 
     def check(self, case: Case, seconds: float) -> Findings:
         passed = Finding(check=Check.STEP, outcome=Outcome.PASSED, words="fine")
-        return Findings(
-            peer=case.facts.peer,
-            round=case.facts.round,
-            audit_class=AuditClass.SAME_BUILD,
-            findings=(passed,),
-        )
+        return _findings(case, passed)
 
 
 class AlwaysFail(AuditProcess):
@@ -274,47 +296,90 @@ class AlwaysFail(AuditProcess):
     def check(self, case: Case, seconds: float) -> Findings:
         fault = Fault(Check.PROVENANCE, 7, "not its model's")
         failed = Finding(check=Check.PROVENANCE, outcome=Outcome.FAILED, words="bad", faults=(fault,))
-        return Findings(
-            peer=case.facts.peer,
-            round=case.facts.round,
-            audit_class=AuditClass.SAME_BUILD,
-            findings=(failed,),
-        )
+        return _findings(case, failed)
 
 
-#: By name: the part of a node that cheats.
-CHEATS: dict[str, type] = {
-    "false-reward": FalseReward,
-    "other-model": OtherModel,
-    "greedy": Greedy,
-    "best-of-n": BestOfN,
-    "copied-answers": Copied,
-    "replayed-round": Replayed,
-    "edited-text": EditedText,
-    "swapped-prompt": SwappedPrompt,
-    "cherry-picked": CherryPicked,
-    "skipped-update": SkippedUpdate,
-    "wrong-learning-rate": WrongLearningRate,
-    "nudged-weight": NudgedWeight,
-    "stale-optimizer": StaleOptimizer,
-    "fabricated-digests": FabricatedDigests,
-    "withheld-state": WithheldState,
-    "over-long": OverLong,
-    "always-pass": AlwaysPass,
-    "always-fail": AlwaysFail,
+def _findings(case: Case, finding: Finding) -> Findings:
+    facts = case.facts
+    return Findings(
+        peer=facts.peer, round=facts.round, audit_class=AuditClass.SAME_BUILD, findings=(finding,)
+    )
+
+
+# ---- honest ones ----
+
+
+def plant_whenever_allowed() -> None:
+    """A planted fault in every round in which one is an excuse."""
+    auditing.PLANT_RATE = 1.0
+
+
+def write_slowly() -> None:
+    """A disk that takes its time over every state."""
+    save = Checkpoints.save
+
+    def slow(self: Checkpoints, *arguments: Any) -> Any:
+        time.sleep(SLOW_DISK_SECONDS)
+        return save(self, *arguments)
+
+    Checkpoints.save = slow  # type: ignore[method-assign]
+
+
+def skew(seconds: float) -> Callable[[], None]:
+    """A clock that is off: all that the node believes about the ledger's time."""
+
+    def install() -> None:
+        estimate = LedgerClock.estimate
+        LedgerClock.estimate = lambda self: estimate(self) + seconds  # type: ignore[method-assign]
+
+    return install
+
+
+#: By name: the parts of a node that cheat.
+CHEATS: dict[str, tuple[type, ...]] = {
+    "false-reward": (FalseReward,),
+    "other-model": (OtherModel,),
+    "greedy": (Greedy,),
+    "best-of-n": (BestOfN,),
+    "copied-answers": (Copied,),
+    "replayed-round": (Replayed,),
+    "edited-text": (EditedText,),
+    "swapped-prompt": (SwappedPrompt,),
+    "cherry-picked": (CherryPicked,),
+    "skipped-update": (SkippedUpdate,),
+    "wrong-learning-rate": (WrongLearningRate,),
+    "nudged-weight": (NudgedWeight,),
+    "stale-optimizer": (StaleOptimizer,),
+    "fabricated-digests": (FabricatedDigests,),
+    "withheld-state": (WithheldState, Withholding),
+    "over-long": (OverLong,),
+    "always-pass": (AlwaysPass,),
+    "always-fail": (AlwaysFail,),
+}
+#: By name: what makes an honest peer's life hard, or is rare.
+HONEST: dict[str, Callable[[], None]] = {
+    "honest": lambda: None,
+    "planter": plant_whenever_allowed,
+    "slow-disk": write_slowly,
+    "clock-ahead": skew(SKEW_SECONDS),
+    "clock-behind": skew(-SKEW_SECONDS),
 }
 
 
 def main() -> int:
-    part = CHEATS[sys.argv[1]]
-    for name, honest in (
-        ("performer_class", Performer),
-        ("training_class", Training),
-        ("exchange_class", Exchange),
-        ("audit_process_class", AuditProcess),
-    ):
-        if issubclass(part, honest):
-            setattr(Node, name, part)
+    """The node's command line, after a name of the gallery."""
+    name = sys.argv[1]
+    if name in HONEST:
+        HONEST[name]()
+    for part in CHEATS.get(name, ()):
+        for place, honest in (
+            ("performer_class", Performer),
+            ("training_class", Training),
+            ("exchange_class", Exchange),
+            ("audit_process_class", AuditProcess),
+        ):
+            if issubclass(part, honest):
+                setattr(Node, place, part)
     return cli.main(sys.argv[2:])
 
 

@@ -2,8 +2,8 @@
 
 In logits: the perturbed maximum less the perturbed value of the token that stands there, times the
 temperature. With top-k and top-p it counts too what would bring that token in or a rival out. If no logit is
-off by more than e, no gap is over 2 e (but where equal logits straddle the edge of top-k, and top-p then shares
-out what they have).
+off by more than e, no gap is over 2 e (but where equal logits straddle the edge of top-k, and top-p then
+shares out what they have).
 """
 
 from __future__ import annotations
