@@ -16,7 +16,7 @@ from msgspec import Struct
 
 from identity import Identity, IdentityError, peer_digest, peer_id_text, peer_name
 from swarm.audit import Checker, Facts, Undecided, facts_of
-from swarm.audit_evidence import Fetching, TooMuch, Withheld
+from swarm.audit_evidence import Fetching, NotNow, Withheld
 from swarm.audit_models import LoadedModels
 from swarm.auditing import withheld
 from swarm.console import plain
@@ -117,7 +117,7 @@ def _fetched_and_checked(
         findings = withheld(facts, str(error))
         tell(findings.findings[0])
         return findings
-    except TooMuch as error:
+    except NotNow as error:
         raise SwarmError(f"this audit is not done: {error}") from error
     say(f"{fetching.fetched_bytes / 1e6:,.1f} MB fetched; loading the model")
     models = LoadedModels(fetching.manifest, plan, folder, settings.trusted_code)

@@ -7,31 +7,42 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from swarm.audit import Case, Facts, StatePaths
 from swarm.cellmates import groups_limit
-from swarm.errors import ExchangeError, WireError
+from swarm.errors import ExchangeDown, ExchangeError, WireError
 from swarm.exchange import wire
 from swarm.manifest import Manifest, Stage
+from swarm.policy.plan import Plan
 from swarm.verde import commitment as commitments
 from swarm.verde.commitment import HEAD_BYTES
 from swarm.verde.state_files import StateFile, StateFiles
 
 _AT_ONCE = 4
+RETRY_SECONDS = (0.5, 2.0)
+
+T = TypeVar("T")
 
 
 class Withheld(Exception):
     """The audited peer does not serve what it must; the message says what, and what happened."""
 
 
-class TooMuch(Exception):
-    """The audit would take more bytes than there are left to spend."""
+class NotNow(Exception):
+    """The audit cannot be made, and that is nobody's fault but ours: too few bytes left, no libp2p."""
+
+
+def most_state_bytes(plan: Plan) -> int:
+    """The most bytes that half a state of the swarm's models can have: AdamW's two moments, in fp32."""
+    parameters = max(plan.parameters, *(model.parameters for model in plan.considered), 0)
+    return 2 * 4 * parameters + parameters // 2 + 2**26
 
 
 class Source(Protocol):
@@ -50,6 +61,7 @@ class Fetching:
         folder: where the states' files go; emptied by whoever made it.
         seconds: each fetch may take.
         budget_bytes: that may be fetched in all.
+        most_state_bytes: that half a state of the swarm's models can have.
     """
 
     source: Source
@@ -57,10 +69,11 @@ class Fetching:
     folder: Path
     seconds: float
     budget_bytes: int
+    most_state_bytes: int = 2**48
     fetched_bytes: int = field(default=0, init=False)
 
     def fetch(self, facts: Facts) -> Case:
-        """Everything for one audit. `Withheld` and `TooMuch` are what can go wrong; nothing else."""
+        """Everything for one audit. `Withheld` and `NotNow` are what can go wrong; nothing else."""
         blob = self._commitment(facts)
         try:
             claimed = commitments.decode(blob, facts.commitment)
@@ -117,8 +130,8 @@ class Fetching:
             return known[announced.blob]
         if announced.blob_bytes > groups_limit(self.manifest, stage).max_bytes:
             return b""
-        with contextlib.suppress(Withheld):
-            return self._blob(heard.peer, announced.blob, announced.blob_bytes, "")
+        with contextlib.suppress(Withheld):  # its sender may be gone, so it is not asked twice
+            return self._blob(heard.peer, announced.blob, announced.blob_bytes, "it", retry=())
         return self._blob(facts.served_by, announced.blob, announced.blob_bytes, "what it heard of others")
 
     def _state(self, facts: Facts, files: StateFiles, *, optimizer: bool) -> StatePaths:
@@ -131,25 +144,39 @@ class Fetching:
     def _file(self, peer: bytes, file: StateFile) -> Path:
         path = self.folder / file.blob.hex()
         if not path.exists():
+            if file.size_bytes > self.most_state_bytes:  # or who claims to be huge would never be audited
+                raise Withheld(f"its states are said to have {file.size_bytes / 1e6:,.0f} MB, as none has")
             self._spend(file.size_bytes)
-            with _served("its states"):
-                self.source.fetch_to(peer, file.blob, file.size_bytes, path, self.seconds)
+            fetch_to = self.source.fetch_to
+            _asked(lambda: fetch_to(peer, file.blob, file.size_bytes, path, self.seconds), "its states")
         return path
 
-    def _blob(self, peer: bytes, digest: bytes, size_bytes: int, what: str) -> bytes:
+    def _blob(
+        self,
+        peer: bytes,
+        digest: bytes,
+        size_bytes: int,
+        what: str,
+        retry: Sequence[float] = RETRY_SECONDS,
+    ) -> bytes:
         self._spend(size_bytes)
-        with _served(what):
-            return self.source.fetch(peer, digest, size_bytes, self.seconds)
+        return _asked(lambda: self.source.fetch(peer, digest, size_bytes, self.seconds), what, retry)
 
     def _spend(self, size_bytes: int) -> None:
         self.fetched_bytes += size_bytes
         if self.fetched_bytes > self.budget_bytes:
-            raise TooMuch(f"it takes over {self.budget_bytes // 2**20} MiB")
+            raise NotNow(f"it takes over {self.budget_bytes // 2**20} MiB")
 
 
-@contextlib.contextmanager
-def _served(what: str) -> Iterator[None]:
-    try:
-        yield
-    except ExchangeError as error:
-        raise Withheld(f"{what} cannot be had: {error}") from error
+def _asked(fetch: Callable[[], T], what: str, retry: Sequence[float] = RETRY_SECONDS) -> T:
+    """What a peer serves, asked for again a few times: it may know later than we that we are to audit it."""
+    for pause in (*retry, None):
+        try:
+            return fetch()
+        except ExchangeDown as error:
+            raise NotNow(str(error)) from error
+        except ExchangeError as error:
+            if pause is None:
+                raise Withheld(f"{what} cannot be had: {error}") from error
+            time.sleep(pause)
+    raise AssertionError("unreachable")

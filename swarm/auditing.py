@@ -20,7 +20,7 @@ from pathlib import Path
 
 from identity import peer_name
 from swarm.audit import Facts, Undecided, facts_of
-from swarm.audit_evidence import Fetching, Source, TooMuch, Withheld
+from swarm.audit_evidence import Fetching, NotNow, Source, Withheld
 from swarm.audit_log import AUDITS_FILE, Audited, AuditLog, KeptSeal
 from swarm.audit_process import AuditProcess
 from swarm.errors import LedgerError
@@ -257,7 +257,7 @@ class Auditing:
             findings = self._process.check(case, AUDIT_ROUNDS * self._manifest.round_seconds)
         except Withheld as error:
             findings = withheld(facts, str(error))
-        except (Undecided, TooMuch) as error:
+        except (Undecided, NotNow) as error:
             words = str(error)
         finally:
             shutil.rmtree(folder, ignore_errors=True)

@@ -6,6 +6,7 @@
     │   ├── LedgerUnavailable   it did not answer; trying again later can help
     │   └── WrongLedger    another chain, or no contract of a swarm, is where one was expected
     ├── ExchangeError      a peer, blob or the DHT failed us; the round goes on without it
+    │   ├── ExchangeDown   our own libp2p or disk failed us; no peer is to blame
     │   └── WireError      bytes from a peer are not what the protocol allows
     ├── ModelError         a model or checkpoint cannot be loaded or does not fit
     └── SandboxError       what scores strangers' text cannot be started, or failed
@@ -40,6 +41,10 @@ class WrongLedger(LedgerError):
 
 class ExchangeError(SwarmError):
     """Another peer, a blob or the DHT failed us."""
+
+
+class ExchangeDown(ExchangeError):
+    """Our own side of the exchange failed: libp2p is down, the disk is full."""
 
 
 class WireError(ExchangeError):

@@ -1,6 +1,6 @@
 """A gallery of peers that cheat, each a few lines over an honest node.
 
-Run as `python tests/cheats.py NAME join …`: a `swarm join` of a peer that cheats from the first round on and
+Run as `PYTHONPATH=. python tests/cheats.py NAME join …`: a `swarm join` of a peer that cheats from the first round on and
 writes `cheated round=…` into its log whenever it does. The last few are honest, under unkind conditions.
 """
 
@@ -128,7 +128,10 @@ class BestOfN(Cheat):
         for number, group, other in zip(effect.numbers, groups, again, strict=False):
             judged = self._rules.tasks.judge(self.question(number), [one.text for one in other])
             best.append(
-                tuple(two if two_is.score else one for one, two, two_is in zip(group, other, judged, strict=True))
+                tuple(
+                    two if two_is.score else one
+                    for one, two, two_is in zip(group, other, judged, strict=True)
+                )
             )
         return best
 

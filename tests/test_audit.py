@@ -8,7 +8,7 @@ from audit_cast import Company
 from cheats import CHEATS
 
 from swarm.audit import Undecided
-from swarm.audit_evidence import TooMuch, Withheld
+from swarm.audit_evidence import NotNow, Withheld
 from swarm.audit_process import AuditProcess, Start
 from swarm.performer import Performer
 from swarm.training import Training
@@ -116,7 +116,7 @@ def test_state_that_is_not_served_is_withheld(company):
 
 
 def test_audit_that_costs_more_than_there_is_left_is_given_up(company):
-    with pytest.raises(TooMuch):
+    with pytest.raises(NotNow):
         company.fetching("dear", budget_bytes=10_000).fetch(company.facts(company.peers[1]))
 
 

@@ -9,7 +9,7 @@ from contextlib import suppress
 from io import FileIO
 from pathlib import Path
 
-from swarm.errors import ExchangeError
+from swarm.errors import ExchangeDown, ExchangeError
 
 READ_BYTES = 4 * 2**20
 
@@ -111,7 +111,7 @@ class FileDownload:
             self._unfinished.unlink(missing_ok=True)
 
     def _refused(self, error: OSError) -> ExchangeError:
-        return ExchangeError(f"file cannot be written: {self.path}: {error.strerror}")
+        return ExchangeDown(f"file cannot be written: {self.path}: {error.strerror}")
 
 
 def unfinished_path(path: Path, digest: bytes) -> Path:

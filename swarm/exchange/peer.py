@@ -16,7 +16,7 @@ from hivemind.p2p import P2P
 from hivemind.utils import MSGPackSerializer
 
 from identity import Identity, IdentityError
-from swarm.errors import ExchangeError, WireError
+from swarm.errors import ExchangeDown, ExchangeError, WireError
 from swarm.exchange import blobs, dht, hello, wire
 from swarm.exchange.addresses import AddressBook
 from swarm.exchange.dht import LIBP2P_ERRORS
@@ -455,5 +455,5 @@ class Peer:
 
     def _running(self) -> Host:
         if self._host is None:
-            raise ExchangeError("libp2p does not answer: it is being started")
+            raise ExchangeDown("libp2p does not answer: it is being started")
         return self._host

@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from identity import Identity
-from swarm.errors import ExchangeError
+from swarm.errors import ExchangeDown, ExchangeError
 from swarm.exchange import wire
 from swarm.exchange.addresses import ADDRESSES_FILE, AddressBook
 from swarm.exchange.dht import LIBP2P_ERRORS
@@ -239,16 +239,16 @@ class Exchange:
         with self._lock:  # what is handed over before a stop is cancelled by it, not lost with the loop
             if self._loop is None:
                 work.close()
-                raise ExchangeError("exchange is not running: call start() first")
+                raise ExchangeDown("exchange is not running: call start() first")
             future = asyncio.run_coroutine_threadsafe(_limited(work, timeout), self._loop)
         try:
             return future.result(timeout + 1)
         except TimeoutError:
-            raise ExchangeError(f"libp2p did not answer within {timeout:.0f} seconds") from None
+            raise ExchangeDown(f"libp2p did not answer within {timeout:.0f} seconds") from None
         except LIBP2P_ERRORS as error:
-            raise ExchangeError(f"libp2p's process does not answer: {error}") from error
+            raise ExchangeDown(f"libp2p's process does not answer: {error}") from error
         except CancelledError:
-            raise ExchangeError("exchange was stopped meanwhile") from None
+            raise ExchangeDown("exchange was stopped meanwhile") from None
 
 
 async def _limited(work: Coroutine[Any, Any, T], timeout: float) -> T:

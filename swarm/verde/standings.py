@@ -38,7 +38,7 @@ OnRound = Callable[[int, Sequence[Settled]], None]
 
 
 def read_history(ledger: LedgerClient, say: Progress) -> tuple[Reputation, list[Settled]]:
-    """The reputation as of now, and all that was ever settled; for commands. `LedgerError` if it cannot be read.
+    """The reputation as of now, and all that was ever settled; for commands.
 
     Args:
         ledger: for the caller's thread.
