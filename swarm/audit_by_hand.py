@@ -16,7 +16,7 @@ from msgspec import Struct
 
 from identity import Identity, IdentityError, peer_digest, peer_id_text, peer_name
 from swarm.audit import Checker, Facts, Undecided, facts_of
-from swarm.audit_evidence import Fetching, NotNow, Withheld
+from swarm.audit_evidence import Fetching, NotNow, Withheld, most_state_bytes
 from swarm.audit_models import LoadedModels
 from swarm.auditing import withheld
 from swarm.console import plain
@@ -90,7 +90,9 @@ def audit_by_hand(
         plan = _plan(settings, ledger)
         say("asking the peer for what it committed to")
         with _client(settings, ledger, folder) as exchange:
-            fetching = Fetching(exchange, manifest, folder, FETCH_SECONDS, MAX_FETCHED_BYTES)
+            fetching = Fetching(
+                exchange, manifest, folder, FETCH_SECONDS, MAX_FETCHED_BYTES, most_state_bytes(plan)
+            )
             findings = _fetched_and_checked(fetching, facts, plan, folder, settings, say, tell)
     return ByHand(
         peer=peer_id_text(facts.peer),

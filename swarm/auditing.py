@@ -97,6 +97,7 @@ class Auditing:
         process: AuditProcess,
         folder: Path,
         means: Means,
+        most_state_bytes: int,
         audit_class: AuditClass,
         now: Callable[[], float],
         set_auditors: Callable[[Collection[bytes]], None],
@@ -110,6 +111,7 @@ class Auditing:
         self._folder = folder
         self._log = AuditLog(folder / AUDITS_FILE)
         self._means = means
+        self._most_state_bytes = most_state_bytes
         self._budget = Budget(means)
         # Where equality is not exact, one moved weight is not to be found.
         self._plants = [
@@ -250,6 +252,7 @@ class Auditing:
             folder,
             seconds=max(LEAST_FETCH_SECONDS, FETCH_SHARE * self._manifest.round_seconds),
             budget_bytes=self._budget.bytes_left(began),
+            most_state_bytes=self._most_state_bytes,
         )
         words, findings = "", None
         try:

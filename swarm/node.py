@@ -27,6 +27,7 @@ from identity import (
     peer_name,
 )
 from swarm import effects, round
+from swarm.audit_evidence import most_state_bytes
 from swarm.audit_process import AuditProcess, Start
 from swarm.auditing import Auditing, Means
 from swarm.digest import Purpose, derive
@@ -189,6 +190,7 @@ class Node:
             self.audit_process_class(start),
             folder,
             Means(settings.audit_share, settings.audit_mib_per_day * 2**20),
+            most_state_bytes(self._training.plan),
             self._training.audit_class,
             self._link.now,
             self._exchange.set_auditors,
