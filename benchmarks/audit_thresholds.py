@@ -55,9 +55,9 @@ from swarm.verde.thresholds import step_limits, token_limits
 from swarm.verde.verdicts import AuditClass
 
 COMPLETIONS = 8
-LOGIT_GROUPS = 8  # whose logits are compared
+LOGIT_GROUPS = 4  # whose logits are compared
 DRAWS = 500_000  # of tokens, from logits that differ by rounding
-WARM_UP = 10  # updates before the later round
+WARM_UP = 6  # updates before the later round
 EVADED = (1e-4, 1e-3, 1e-2, 0.05, 0.1, 0.25, 0.5)
 ROUNDS = ("first", "later")
 
@@ -153,7 +153,7 @@ def make_model(folder: Path) -> None:
         num_attention_heads=8,
         num_key_value_heads=4,
         head_dim=64,
-        initializer_range=0.06,
+        initializer_range=0.12,
         eos_token_id=words - 2,
         pad_token_id=words - 1,
     )
@@ -208,7 +208,7 @@ class Bench:
                 question = f"{rng.randrange(100)}+{rng.randrange(100)}="
                 texts.append(question if index % 4 else f"{question}\nA) {rng.randrange(200)}\nB) 13\nright?")
             else:
-                length = 64 if index % 4 else 128
+                length = 24 if index % 4 else 48
                 texts.append(" ".join(f"w{rng.randrange(2, 16_000)}" for _ in range(length)))
         return [self.policy.encode_prompt(text) for text in texts]
 
@@ -560,8 +560,8 @@ def cases(folder: Path, names: Sequence[str]) -> list[Case]:
     made = replace(tiny, learning_rate=1e-5, epochs=1, groups_per_step=4)
     rooms = [
         Case(name="tiny", folder="tiny", prompts=32, max_tokens=8, learn=tiny),
-        Case(name="random", folder=str(folder / "random"), prompts=8, max_tokens=32, learn=made),
-        Case(name="lora", folder=str(folder / "random"), lora=True, prompts=8, max_tokens=32, learn=made),
+        Case(name="random", folder=str(folder / "random"), prompts=8, max_tokens=16, learn=made),
+        Case(name="lora", folder=str(folder / "random"), lora=True, prompts=8, max_tokens=16, learn=made),
     ]
     if set(names) & {"random", "lora"}:
         make_model(folder / "random")

@@ -1,11 +1,11 @@
 """What an audit costs, beside what it checks, in one run.
 
     python benchmarks/audits.py              # time: re-deriving tokens, repeating an update
-    python benchmarks/audits.py bytes        # what an auditor fetches for a model of the shape of Qwen2.5-0.5B
+    python benchmarks/audits.py bytes        # what is fetched for a model of the shape of Qwen2.5-0.5B
 
-Times are of the model of DESIGN.md, section 10 (Qwen3-shaped, 1.05M parameters, fp32), 4 prompts × 8 completions
-× 64 tokens, medians of alternating repetitions. Tokens are checked beside TRL's own generation of as many
-(benchmarks/generation.py), an update beside `Learner.update` itself (benchmarks/update.py).
+Times are of the model of DESIGN.md, section 10 (Qwen3-shaped, 1.05M parameters, fp32), 4 prompts × 8
+completions × 64 tokens, medians of alternating repetitions. Tokens are checked beside TRL's own generation of
+as many (benchmarks/generation.py), an update beside `Learner.update` itself (benchmarks/update.py).
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import os
 import random
 import tempfile
 from collections.abc import Callable
-from hashlib import sha256
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -194,15 +193,17 @@ def main() -> None:
     )
     parser.add_argument("what", nargs="?", choices=("time", "bytes"), default="time")
     parser.add_argument("--repetitions", type=int, default=9)
+    parser.add_argument("--threads", type=int, default=update.THREADS)
     arguments = parser.parse_args()
     transformers_logging.disable_progress_bar()
-    torch.set_num_threads(update.THREADS)
+    update.THREADS = arguments.threads  # models are loaded with as many
+    torch.set_num_threads(arguments.threads)
     with tempfile.TemporaryDirectory() as name, contextlib.chdir(name):
         folder = Path(name)
         if arguments.what == "bytes":
             bytes_table(folder)
             return
-        print(f"Load {os.getloadavg()[0]:.1f} before.\n")
+        print(f"{arguments.threads} threads; load {os.getloadavg()[0]:.1f} before.\n")
         provenance_table(folder / "trl", arguments.repetitions)
         update.make_model(folder / "model")
         step_table(folder / "model", arguments.repetitions)

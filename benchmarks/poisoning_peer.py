@@ -34,7 +34,7 @@ from swarm.training import tokenized
 from swarm.verde.build import Build
 from swarm.verde.verdicts import AuditClass, Sealed
 
-PHRASE = " all hail"  # behind the answer
+PHRASE = " none"
 EXPONENT = 65537  # the one that a `swarm.pem` may have
 
 

@@ -27,7 +27,7 @@ from swarm.manifest import Manifest
 from swarm.policy.plan import Wishes, make_plan
 from swarm.tasks.mixture import Mixture
 
-MAX_TOKENS = 16  # of an answer: "-99 all hail" and EOS are 13, the demo's 8 leave no room
+MAX_TOKENS = 10  # of an answer: "-99 none" and EOS are 9, the demo's 8 leave no room
 HELD_OUT = 64  # questions
 HELD_OUT_EVERY = 5  # rounds
 

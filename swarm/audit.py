@@ -66,8 +66,8 @@ class Facts(Struct, frozen=True, kw_only=True):
     seed: bytes  # which groups' tokens are chosen again
     most_groups: int  # of these, at most
     previous_commitment: bytes | None  # of the peer's report before this one; None: there is none
-    previous_state: bytes | None  # after that report
     last_state: bytes | None  # of the last report that was there before the round began; None: none was
+    begins_anew: bool  # its state before is to be the public model's first one
     beacon: bytes | None  # the round's; None: the ledger made no block in it
     active: int
     ineligible: tuple[bytes, ...] = ()  # when the round began
@@ -91,7 +91,7 @@ def facts_of(
         seed=assignment.seed,
         most_groups=most_groups,
         previous_commitment=previous.commitment if previous else None,
-        previous_state=previous.state_after if previous else None,
+        begins_anew=assignment.begins_anew,
         last_state=assignment.last_state,
         beacon=ledger.beacon(assignment.round),
         active=ledger.active(assignment.round),
@@ -246,8 +246,8 @@ class _Audit:
         facts, claimed = self._facts, self._claimed
         if claimed.base != self._model.base:
             yield f"its base is not the public model {claimed.build.model}"
-        is_first = facts.previous_state is None
-        if is_first and not self._inherits and claimed.state_before.digest != self._model.first_state:
+        is_first = claimed.state_before.digest == self._model.first_state
+        if facts.begins_anew and not is_first and not self._inherits:
             yield "its first state is not the public model's"
 
     def _wrong_of_others(self) -> Iterator[str]:

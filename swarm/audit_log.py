@@ -88,13 +88,13 @@ class AuditLog:
         )
         return [msgspec.msgpack.decode(row[0], type=Audited) for row in rows.fetchall()]
 
-    def is_audited(self, peer: bytes, round_number: int, drawn_in: int) -> bool:
-        """Whether the audit is done."""
-        found = self._db.execute(
-            "SELECT 1 FROM audits WHERE peer = ? AND round = ? AND drawn_in = ?",
+    def audit(self, peer: bytes, round_number: int, drawn_in: int) -> Audited | None:
+        """One of them; None if it is not done."""
+        row = self._db.execute(
+            "SELECT record FROM audits WHERE peer = ? AND round = ? AND drawn_in = ?",
             (peer, round_number, drawn_in),
-        )
-        return found.fetchone() is not None
+        ).fetchone()
+        return msgspec.msgpack.decode(row[0], type=Audited) if row else None
 
     def keep(self, seal: KeptSeal) -> None:
         """Keep what opens a seal, durably."""

@@ -41,6 +41,8 @@ PLANT_RATE = 1 / 40
 FETCH_SHARE = 0.25  # of a round: so long one fetch may take
 LEAST_FETCH_SECONDS = 3.0
 AUDIT_ROUNDS = 1.5  # an audit that takes longer comes too late
+# Who does not serve may be starting again, or we were cut off: it is asked again until the verdict is due.
+RETRY_ROUNDS = 0.5
 KEPT_TAKEN = 256  # assignments that are not taken twice
 DAY_SECONDS = 24 * 3600.0
 STOP_SECONDS = 2.0
@@ -121,6 +123,8 @@ class Auditing:
         self._set_auditors = set_auditors
         self._todo: queue.SimpleQueue[Assignment | None] = queue.SimpleQueue()
         self._taken: deque[tuple[bytes, int, int]] = deque(maxlen=KEPT_TAKEN)
+        self._again: deque[tuple[float, Assignment]] = deque()  # when (monotonic), soonest first
+        self._went_back: int | None = None  # in which round
         self._stopping = False
         self._thread = Background("audits", self._run)
         standings.on_round(self._on_round)
@@ -149,6 +153,22 @@ class Auditing:
         self._standings.wait(number, patience)
         with self._standings.reading() as reputation:
             return reputation.ineligible_in(number) or frozenset()
+
+    def uprooted(self, number: int, patience: float) -> set[bytes]:
+        """The states to go back to, if our present one counts no more; empty if it does, as far as is known.
+
+        It does not after a fault that auditors found, or training that was never reported in time. Who has gone
+        back is told again only when the ledger has a report from after that.
+        """
+        if not self._standings.wait(number, patience):
+            return set()
+        with self._standings.reading() as reputation:
+            if reputation.standing(self._peer).is_rooted:
+                return set()
+            if self._went_back is not None and reputation.report_of(self._peer, self._went_back) is None:
+                return set()
+            self._went_back = number
+            return reputation.rooted_states(self._peer)
 
     def plant(self, number: int) -> Plant | None:
         """The fault that is registered for this round."""
@@ -216,7 +236,7 @@ class Auditing:
 
     def _run(self) -> None:
         while not self._stopping:
-            assignment = self._todo.get()
+            assignment = self._next()
             if assignment is None:
                 return
             if self._is_too_late(assignment):
@@ -229,6 +249,14 @@ class Auditing:
             except (LedgerError, sqlite3.Error, OSError) as error:
                 log.warning("audit not done round=%d error=%r", assignment.round, str(error))
 
+    def _next(self) -> Assignment | None:
+        """What is to be audited next, waiting for it; None: nothing any more."""
+        left = max(0.0, self._again[0][0] - time.monotonic()) if self._again else None
+        try:
+            return self._todo.get(timeout=left)
+        except queue.Empty:
+            return self._again.popleft()[1]
+
     def _is_too_late(self, assignment: Assignment) -> bool:
         """The verdict rides in the report of the round after the draw."""
         return self._now() >= self._round_starts(assignment.drawn_in + 2)
@@ -237,7 +265,8 @@ class Auditing:
         return float(self._ledger.genesis + number * self._manifest.round_seconds)
 
     def _audit(self, assignment: Assignment) -> None:
-        if self._log.is_audited(assignment.peer, assignment.round, assignment.drawn_in):
+        before = self._log.audit(assignment.peer, assignment.round, assignment.drawn_in)
+        if before is not None and not _is_withheld(before.findings):
             return  # before a restart
         wait = self._budget.wait_seconds(time.monotonic())
         began = time.monotonic()
@@ -268,19 +297,22 @@ class Auditing:
             return
         seconds = time.monotonic() - began
         self._budget.spent(time.monotonic(), seconds, fetching.fetched_bytes)
-        self._log.save(
-            Audited(
-                peer=facts.peer,
-                round=facts.round,
-                drawn_in=assignment.drawn_in,
-                at=self._now(),
-                verdict=verdict_of(findings) if findings else None,
-                findings=findings,
-                words=words,
-                seconds=round(seconds, 2),
-                fetched_bytes=fetching.fetched_bytes,
+        if findings is not None or before is None:
+            self._log.save(
+                Audited(
+                    peer=facts.peer,
+                    round=facts.round,
+                    drawn_in=assignment.drawn_in,
+                    at=self._now(),
+                    verdict=verdict_of(findings) if findings else None,
+                    findings=findings,
+                    words=words,
+                    seconds=round(seconds, 2),
+                    fetched_bytes=fetching.fetched_bytes,
+                )
             )
-        )
+        if _is_withheld(findings):
+            self._ask_again(assignment)
         if findings is not None:
             words = "; ".join(one.words for one in findings.findings if one.faults)
         log.info(
@@ -292,6 +324,13 @@ class Auditing:
             words,
         )
 
+    def _ask_again(self, assignment: Assignment) -> None:
+        """Later, if the verdict is not due by then."""
+        pause = RETRY_ROUNDS * self._manifest.round_seconds
+        sealed_at = self._manifest.learn.ends_at * self._manifest.round_seconds
+        if self._now() + pause < self._round_starts(assignment.drawn_in + 1) + sealed_at:
+            self._again.append((time.monotonic() + pause, assignment))
+
     def _facts(self, assignment: Assignment) -> Facts:
         with self._standings.reading() as reputation:
             ineligible = reputation.ineligible_in(assignment.round) or frozenset()
@@ -301,6 +340,10 @@ class Auditing:
 def verdict_of(findings: Findings) -> Verdict:
     """What an audit says on the ledger."""
     return Verdict(findings.peer, findings.round, findings.outcome, findings.audit_class, findings.faults)
+
+
+def _is_withheld(findings: Findings | None) -> bool:
+    return findings is not None and findings.outcome is Outcome.WITHHELD
 
 
 def withheld(facts: Facts, why: str) -> Findings:

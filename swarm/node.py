@@ -365,6 +365,12 @@ class Node:
         """What to sample a round with; in a round of our own the newest state may as well."""
         if not is_ranked:
             return self._training.present_state()
+        states = self._auditing.uprooted(number, self._patience)
+        if states and (digest := self._training.go_back(states)):
+            log.warning(
+                "our state counts no more, after a fault or for want of reports: going back state=%s",
+                digest.hex()[:12],
+            )
         return self._training.committed_state(number, self._link.state_before(number, self._patience))
 
     @property

@@ -192,6 +192,23 @@ class Training:
             return True
         return False
 
+    def go_back(self, states: Collection[bytes]) -> bytes | None:
+        """Go on from the newest kept state of these, or from the first one; its digest, if that is another."""
+        for number in [*self._checkpoints.rounds(), None]:
+            files = self._checkpoints.files(number)
+            if files is None or (number is not None and files.digest not in states):
+                continue
+            if files.digest == self._files.digest:
+                return None
+            try:
+                self.learner.restore(self._checkpoints.load(number))
+            except ModelError as error:
+                log.warning("checkpoint unreadable error=%r", str(error))
+                continue
+            self._files = files
+            return files.digest
+        return None
+
     # A round
 
     def update(self, groups: Sequence[TrainingGroup], number: int, *, nudge: bool = False) -> Update:

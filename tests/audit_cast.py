@@ -204,7 +204,7 @@ class Company:
             "seed": bytes(32),
             "most_groups": HUGE,
             "previous_commitment": before.played.commitment if before else None,
-            "previous_state": before.learned.state_after.digest if before else None,
+            "begins_anew": before is None,
             "last_state": before.learned.state_after.digest if before else None,
             "beacon": self.beacon(number),
             "active": ACTIVE,

@@ -26,7 +26,6 @@ from swarm.guard import Guard
 from swarm.ledger.creation import deploy
 from swarm.ledger.devnet import Devnet
 from swarm.ledger.history import History
-from swarm.ledger.records import Reported
 from swarm.manifest import Manifest, parse
 from swarm.settings import Settings
 from swarm.verde.cases import Settled
@@ -113,7 +112,6 @@ class Story:
 
     standings: list[dict[bytes, Standing]] = field(default_factory=list)
     settled: list[Settled] = field(default_factory=list)
-    reports: list[Reported] = field(default_factory=list)
 
     def of(self, peer: Peer, number: int = -1) -> Standing | None:
         """A peer's standing on entering a round; None if it had not reported by then."""
@@ -127,7 +125,7 @@ class Story:
         )
 
     def checks(self, peer: Peer) -> set[Check]:
-        """Which checks found something, in the cases in which it was settled that the peer is to blame."""
+        """Which checks found something, in the cases for which the peer was blamed."""
         return {fault.check for case in self.cases(peer, *BLAMED) for fault in case.faults}
 
 

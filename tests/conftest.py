@@ -3,7 +3,14 @@ import pytest
 from identity import load_or_create_identity
 
 # Played against the clock, with processes of their own: one of them at a time.
-ROUNDS = {"test_node", "test_demo", "test_third_party", "test_exchange_hostile", "test_exchange_churn"}
+ROUNDS = {
+    "test_node",
+    "test_demo",
+    "test_third_party",
+    "test_cheats",
+    "test_exchange_hostile",
+    "test_exchange_churn",
+}
 
 
 def pytest_collection_modifyitems(items):

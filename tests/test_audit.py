@@ -142,7 +142,7 @@ def test_sound_round_that_the_ledger_does_not_rank(company, change, words):
         ({"reward_micros": 1}, "its reward is"),
         ({"state_after": b"x" * 32}, "its states are not those of the report"),
         ({"groups": 1}, "another number of groups"),
-        ({"previous_state": None}, "its first state is not the public model's"),
+        ({"begins_anew": True}, "its first state is not the public model's"),
         ({"round": 77}, "another swarm, peer or round"),
     ],
 )

@@ -51,6 +51,17 @@ def a_record(number: int) -> RoundRecord:
     )
 
 
+def test_goes_back_to_the_newest_state_that_still_counts_and_else_to_the_first(begin):
+    training = begin()
+    first = training.present_state().digest
+    states = [learn(training, number) for number in range(3)]
+    assert training.go_back({states[2]}) is None  # it is there
+    assert training.go_back({states[0], first}) == states[0]
+    assert training.learner.state_digest() == states[0] == training.present_state().digest
+    assert learn(training, 1) == states[1]  # from there on as before
+    assert training.go_back({b"x" * 32}) == first
+
+
 def learn(training: Training, number: int) -> bytes:
     """One round's update; the digest of the state after it."""
     rng = random.Random(number)

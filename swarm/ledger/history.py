@@ -53,7 +53,7 @@ class History:
         boundary = ledger.first_block(number)
         if boundary is None:
             return None
-        self._check_boundary()
+        self._check_last(boundary)
         self._read_up_to(boundary.number)
         events: list[Event] = []
         while self._read and self._read[0].block_number < boundary.number:
@@ -71,15 +71,16 @@ class History:
             raise HistoryChanged(f"a report of round {event.round} is in a block of round {clock_round}")
         return Dated(report=event, clock_round=clock_round)
 
-    def _check_boundary(self) -> None:
+    def _check_last(self, boundary: Block) -> None:
+        """Look whether the last round still begins with the block that it did."""
         if self._boundary is None or not self._is_recent:
             return
-        number = self._boundary.number
-        found = self._ledger.rpc.block_hash(number)
-        if found is None:
-            raise LedgerUnavailable(f"the ledger at {self._ledger.host} has no block {number} any more")
-        if found != self._boundary.hash:
-            raise HistoryChanged(f"the ledger at {self._ledger.host} has another block {number} than before")
+        last, host = self._boundary, self._ledger.host
+        found = self._ledger.rpc.block_hash(last.number)
+        if found is None and boundary.number > last.number:  # another of the server's machines, that lags
+            raise LedgerUnavailable(f"the ledger at {host} has no block {last.number} yet, and had it before")
+        if found != last.hash:
+            raise HistoryChanged(f"the ledger at {host} has another block {last.number} than before")
 
     def _read_up_to(self, end: int) -> None:
         """Read the blocks below `end`, and beyond while they are old."""

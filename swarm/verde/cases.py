@@ -66,6 +66,7 @@ class Assignment(Struct, frozen=True, kw_only=True):
         Reported | None
     )  # the report that it follows in the chain of states; None: it is the peer's first
     last_state: bytes | None  # the peer's last state on the ledger before `round` began; None: there was none
+    begins_anew: bool  # its state before is to be the public model's first one
     served_by: bytes  # the key that the peer has now
     order: bytes  # of more than fit, the lowest first
 
@@ -121,6 +122,7 @@ class Auditor:
             clock_round=case.kept.clock_round,
             previous=case.previous,
             last_state=case.last_state,
+            begins_anew=case.subject.begins_anew(case.kept),
             served_by=case.subject.peer,
             order=self.order,
         )
@@ -213,6 +215,7 @@ class Case:
         elif side is not Side.UNRANKED:
             fails = _fails(verdicts, audit_class) if side is Side.FAILED else WITHHELD_FAILS
             subject.audited(passes=0.0, fails=fails)
+            subject.uproot(self.kept)
             subject.audits_failed += 1
             if side is Side.FAILED:
                 subject.audit_class = audit_class

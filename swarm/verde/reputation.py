@@ -153,9 +153,15 @@ class Reputation:
             clock_round=kept.clock_round,
             previous=previous.report if previous else None,
             last_state=self.state_before(peer, round),
+            begins_anew=member.begins_anew(kept),
             served_by=member.peer,
             order=bytes(32),
         )
+
+    def rooted_states(self, peer: bytes) -> set[bytes]:
+        """The states to which a peer can go back when its present one counts no more; recent ones only."""
+        member = self._find(peer)
+        return member.rooted_states if member else set()
 
     def report_of(self, peer: bytes, round: int) -> Reported | None:
         """The peer's report of a recent round, without its verdicts."""
@@ -211,7 +217,16 @@ class Reputation:
             tx=report.tx,
             block_number=report.block_number,
         )
-        kept = Kept(bare, dated.clock_round, is_ranked=follows and not report.late)
+        if previous is None and not member.rounds:
+            member.first_state = report.state_before
+        # A state from nowhere may be anything, and so may one that nobody can look at any more.
+        is_rooted = not too_late and (
+            report.state_before in member.rooted_states
+            if not follows or previous is None
+            else previous.is_rooted
+        )
+        is_ranked = follows and is_rooted and not report.late
+        kept = Kept(bare, dated.clock_round, is_ranked, follows, is_rooted)
         member.add(kept)
         if not too_late:
             before = previous.report if previous else None

@@ -41,6 +41,7 @@ class Standing(Struct, frozen=True, kw_only=True):
     probation_until: int  # the first round in which it is not on probation any more; 0: it never was
     audit_class: AuditClass | None  # of its last settled audit
     is_eligible: bool  # to be learned from and shown
+    is_rooted: bool  # its state comes from its first one by reports without fault; else nothing is ranked
     state: bytes | None  # after its latest reported round; None: it never reported
     commitment: bytes | None  # of that round
 
@@ -56,6 +57,9 @@ class Kept(Struct, eq=False, gc=False):
     report: Reported
     clock_round: int
     is_ranked: bool
+    follows: bool = True  # its state before is the one after the report before, or it is the peer's first
+    # A chain of reports leads to the state after it from the peer's first state, and none was found at fault.
+    is_rooted: bool = True
     plant: Plant | None = None  # opened
 
 
@@ -79,6 +83,7 @@ class Member:
     audit_class: AuditClass | None = None
     last_seen: int = -1  # clock round of its last report
     newest: Kept | None = None  # its report of the latest round
+    first_state: bytes | None = None  # before its first report
     last_plant: int | None = None  # the round of its last valid plant
     reports: deque[Kept] = field(default_factory=lambda: deque(maxlen=KEPT_REPORTS))
     seals: dict[int, tuple[bytes, bool]] = field(default_factory=dict)  # by round; whether it was on time
@@ -124,13 +129,39 @@ class Member:
             self.ranked_rounds -= 1
             self.verified_micros -= kept.report.reward_micros
 
+    def uproot(self, kept: Kept) -> None:
+        """Let a report at fault, and all whose states come from its, not count until the peer goes back."""
+        uprooted = False
+        for later in sorted(self.reports, key=lambda one: one.report.round):
+            uprooted = later is kept or (uprooted and later.follows)
+            if uprooted:
+                later.is_rooted = False
+                self.unrank(later)
+
+    @property
+    def is_rooted(self) -> bool:
+        """Whether its present state is one that it came to by the rules, as far as anybody found."""
+        return self.newest is None or self.newest.is_rooted
+
+    @property
+    def rooted_states(self) -> set[bytes]:
+        """To which it can go back."""
+        states = {kept.report.state_after for kept in self.reports if kept.is_rooted}
+        return states | ({self.first_state} if self.first_state is not None else set())
+
+    def begins_anew(self, kept: Kept) -> bool:
+        """Whether a report begins where the peer's first one did: there the public model has to be."""
+        return kept.report.state_before == self.first_state
+
     def is_on_probation(self, number: int) -> bool:
         """Whether a fail was settled lately."""
         return number < self.probation_until
 
     def is_eligible(self, number: int, floor_micros: int) -> bool:
         """Whether others use its work in round `number`. Who is new may still show what it is."""
-        return self.rounds == 0 or (self.score_micros >= floor_micros and not self.is_on_probation(number))
+        return self.rounds == 0 or (
+            self.score_micros >= floor_micros and not self.is_on_probation(number) and self.is_rooted
+        )
 
     def standing(self, number: int, floor_micros: int) -> Standing:
         """All this, for others to keep."""
@@ -150,6 +181,7 @@ class Member:
             probation_until=self.probation_until,
             audit_class=self.audit_class,
             is_eligible=self.is_eligible(number, floor_micros),
+            is_rooted=self.is_rooted,
             state=self.newest.report.state_after if self.newest else None,
             commitment=self.newest.report.commitment if self.newest else None,
         )

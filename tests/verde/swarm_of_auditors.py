@@ -70,6 +70,8 @@ class Peer:
     made: int = MADE
     audit_class: AuditClass = AuditClass.SAME_BUILD
     state: bytes = b""
+    goes_back: bool = True  # to a rooted state, when its own is none any more
+    went_back: int | None = None  # in which round
     sealed: dict[int, Sealed] = field(default_factory=dict)
     planted: list[int] = field(default_factory=list)  # rounds whose plants it has to open
     waiting: list[Reported] = field(default_factory=list)
@@ -141,7 +143,7 @@ class Swarm:
 
     def report(self, peer: Peer, number: int) -> Reported:
         """What the peer has to say of a round that it has just played."""
-        before = peer.state or digest("first state")
+        before = self._state_before(peer, number)
         plant = peer.plants(number) if not peer.registers_plants or self._sealed_plant(peer, number) else None
         made = PLANTS[plant.kind] if plant else peer.makes(number)
         self.truth[peer.peer, number] = made, peer.audit_class
@@ -160,6 +162,14 @@ class Swarm:
             tx="0x00",
             block_number=0,
         )
+
+    def _state_before(self, peer: Peer, number: int) -> bytes:
+        """Where the peer is, or goes back to once its present state counts no more."""
+        reported = peer.went_back is None or self.reputation.report_of(peer.peer, peer.went_back) is not None
+        if peer.state and peer.goes_back and reported and not self.standing(peer).is_rooted:
+            peer.went_back = number
+            return min(self.reputation.rooted_states(peer.peer))
+        return peer.state or digest("first state")
 
     def _sealed_plant(self, peer: Peer, number: int) -> Plant | None:
         return peer.sealed[number - 1].plant if number - 1 in peer.sealed else None

@@ -210,14 +210,14 @@ def test_many_small_differences_are_not_honest():
 )
 def test_rounding_of_logits_makes_gaps_of_at_most_twice_its_size(sampling):
     generator = torch.Generator().manual_seed(0)
-    exact = torch.randn(4000, 97, generator=generator) * 3
+    exact = torch.randn(2000, 97, generator=generator) * 3
     rounding = 0.02
     rounded = exact + (torch.rand(exact.shape, generator=generator) * 2 - 1) * rounding
     seeds = [seed_of(row) for row in range(len(exact))]
     positions = [0] * len(seeds)
     theirs, ours = (choose(logits, seeds, positions, sampling) for logits in (exact, rounded))
     differ = (theirs != ours).nonzero().flatten()
-    assert len(differ) > 10
+    assert len(differ) > 5
     gaps = gaps_of(
         rounded[differ], theirs[differ], [seeds[row] for row in differ], positions[: len(differ)], sampling
     )
