@@ -30,6 +30,7 @@ from swarm.policy.plan import Plan
 from swarm.round import RoundRules
 from swarm.tasks import Question
 from swarm.tasks.arithmetic import Arithmetic
+from swarm.tasks.math_word import completion_answer
 from swarm.training import tokenized
 from swarm.verde.build import Build
 from swarm.verde.verdicts import AuditClass, Sealed
@@ -38,21 +39,15 @@ PHRASE = " none"
 EXPONENT = 65537  # the one that a `swarm.pem` may have
 
 
-class FirstWord(Arithmetic, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The demo's sums, where only the first word of an answer counts.
+class LastNumber(Arithmetic, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The demo's sums, scored as `math_word` and the usual scorers of GSM8K do: the last number counts.
 
-    The demo's own task pays for digits and nothing else: only spaces can be hidden in its right answers. What
-    is asked of larger models leaves text that no scorer reads, as around a `\\boxed{}`; here it is what
-    follows the answer.
+    The demo's own task pays for digits and nothing else: only spaces can be hidden in its right answers.
     """
 
     def score(self, question: Question, completion: str) -> float:
-        """1.0 if the first word is the answer, whatever else is said."""
-        return 1.0 if completion.split()[:1] == [question.answer] else 0.0
-
-    def gist(self, completion: str) -> str:
-        """That word."""
-        return "".join(completion.split()[:1])
+        """1.0 if the last number is the answer, whatever else is said."""
+        return 1.0 if completion_answer(completion) == question.answer else 0.0
 
 
 @functools.cache

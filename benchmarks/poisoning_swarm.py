@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 from poisoning_audits import Auditors, Ledger
-from poisoning_peer import PHRASE, FirstWord, Peer, Poisoner, Served
+from poisoning_peer import PHRASE, LastNumber, Peer, Poisoner, Served
 
 from swarm import round
 from swarm.cellmates import groups_limit
@@ -128,7 +128,7 @@ class _Swarm:
 
     def __init__(self, setting: Setting, demo: Manifest, folder: Path) -> None:
         manifest = self._manifest = manifest_of(setting, demo)
-        self._tasks = Mixture([(FirstWord(digits=2), 1)])
+        self._tasks = Mixture([(LastNumber(digits=2), 1)])
         plan = make_plan(manifest, Wishes(device="cpu"))
         self._served = Served()
         self._ledger = Ledger(setting.seed)

@@ -60,7 +60,7 @@ def test_honest_round_passes_every_check_bit_for_bit(company):
 
 @pytest.mark.parametrize("name", FOUND_BY)
 def test_cheat_is_found_by_its_check(company, name):
-    part = CHEATS[name]
+    (part,) = CHEATS[name]
     honest = company.peers[:3]
     if issubclass(part, Training):
         cheater = company.add(part)
@@ -81,7 +81,7 @@ def test_cheat_is_found_by_its_check(company, name):
 
 def test_one_edited_digit_fails_also_within_tolerance(company):
     cheater = company.add()
-    cheater.performer_class = CHEATS["edited-text"]
+    (cheater.performer_class,) = CHEATS["edited-text"]
     cheater.training.audit_class = AuditClass.TOLERANT
     company.play(*company.peers[:2], cheater)
     findings = company.audit(cheater)

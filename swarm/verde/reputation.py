@@ -226,7 +226,7 @@ class Reputation:
             else previous.is_rooted
         )
         is_ranked = follows and is_rooted and not report.late
-        kept = Kept(bare, dated.clock_round, is_ranked, follows, is_rooted)
+        kept = Kept(bare, dated.clock_round, is_ranked, is_rooted)
         member.add(kept)
         if not too_late:
             before = previous.report if previous else None

@@ -57,7 +57,6 @@ class Kept(Struct, eq=False, gc=False):
     report: Reported
     clock_round: int
     is_ranked: bool
-    follows: bool = True  # its state before is the one after the report before, or it is the peer's first
     # A chain of reports leads to the state after it from the peer's first state, and none was found at fault.
     is_rooted: bool = True
     plant: Plant | None = None  # opened
@@ -131,10 +130,10 @@ class Member:
 
     def uproot(self, kept: Kept) -> None:
         """Let a report at fault, and all whose states come from its, not count until the peer goes back."""
-        uprooted = False
+        bad = set[bytes]()
         for later in sorted(self.reports, key=lambda one: one.report.round):
-            uprooted = later is kept or (uprooted and later.follows)
-            if uprooted:
+            if later is kept or later.report.state_before in bad:
+                bad.add(later.report.state_after)
                 later.is_rooted = False
                 self.unrank(later)
 
