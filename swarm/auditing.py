@@ -157,8 +157,8 @@ class Auditing:
     def uprooted(self, number: int, patience: float) -> set[bytes]:
         """The states to go back to, if our present one counts no more; empty if it does, as far as is known.
 
-        It does not after a fault that auditors found, or training that was never reported in time. Who has gone
-        back is told again only when the ledger has a report from after that.
+        It does not after a fault that auditors found, or training that was never reported in time. Who has
+        gone back is told again only when the ledger has a report from after that.
         """
         if not self._standings.wait(number, patience):
             return set()

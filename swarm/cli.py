@@ -87,6 +87,7 @@ def _create(arguments: argparse.Namespace) -> int:
     from swarm.ledger.client import connect
     from swarm.ledger.creation import deploy, deploy_view
     from swarm.ledger.join import check_url
+    from swarm.ledger.rpc import Rpc
     from swarm.manifest import succeed
     from swarm.settings import machine_dir
     from swarm.task_check import check_loads
@@ -96,7 +97,11 @@ def _create(arguments: argparse.Namespace) -> int:
         check_url(arguments.relay, "--relay", "a relay's URL")
     manifest = check_loads(arguments.manifest)  # before it is paid for: a task's parameters may be wrong
     if arguments.successor_of:
-        manifest = succeed(manifest, connect(arguments.successor_of).swarm_id)
+        before, chain = connect(arguments.successor_of), Rpc(arguments.rpc)
+        same_chain = before.rpc.served_chain() == chain.served_chain()
+        if not same_chain:
+            say("the predecessor is on another chain, so scores begin anew")
+        manifest = succeed(manifest, before.swarm_id, before.address if same_chain else None)
     wallet = load_or_create_wallet(Settings(home=arguments.home).wallet_path)
     genesis = int(time.time()) + arguments.delay
     ledger = deploy(arguments.rpc, wallet, manifest, genesis, machine_dir(), say)

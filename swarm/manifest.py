@@ -173,12 +173,19 @@ class Predecessor(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     """The swarm that this one continues, under other rules."""
 
     swarm: Annotated[Hex, _said("The predecessor's id; `swarm create --successor-of` writes it.")]
+    contract: Annotated[
+        Annotated[str, Meta(pattern="^0x[0-9a-fA-F]{40}$")] | None,
+        _said(
+            "The predecessor's contract, on the same chain; `swarm create --successor-of` writes it. Null: "
+            "it is on another one, and scores begin anew."
+        ),
+    ] = None
     keep: Annotated[
         tuple[Literal["states", "reputation"], ...],
         _said(
             "What carries over. `states`: a peer of the predecessor begins with its last state there, if its "
-            "model is allowed here too, instead of the base model. `reputation`: scores continue from the "
-            "predecessor's ledger.",
+            "model is allowed here too, instead of the base model. `reputation`: scores continue from where "
+            "they are in the predecessor when this swarm begins, if that is on the same chain.",
             max_length=2,
         ),
     ] = ("states", "reputation")
@@ -342,14 +349,18 @@ def parse_canonical(data: bytes, name: str) -> Manifest:
     return manifest
 
 
-def succeed(manifest: Manifest, predecessor: bytes) -> Manifest:
-    """The manifest as successor of the swarm with this id; `UsageError` if it names another one."""
+def succeed(manifest: Manifest, predecessor: bytes, contract: str | None = None) -> Manifest:
+    """The manifest as successor of the swarm with this id; `UsageError` if it names another one.
+
+    `contract` is the predecessor's, if both are on one chain.
+    """
     named = manifest.predecessor or Predecessor(swarm=predecessor.hex())
     if named.swarm != predecessor.hex():
         raise UsageError(
             f"manifest {manifest.name} names the predecessor {named.swarm}, not {predecessor.hex()}; "
             "leave that out, or name the other swarm"
         )
+    named = msgspec.structs.replace(named, contract=contract)
     return parse_canonical(msgspec.structs.replace(manifest, predecessor=named).canonical, manifest.name)
 
 

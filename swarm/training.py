@@ -193,7 +193,7 @@ class Training:
         return False
 
     def go_back(self, states: Collection[bytes]) -> bytes | None:
-        """Go on from the newest kept state of these, or from the first one; its digest, if that is another."""
+        """Go on from the newest kept state of these, or from the first; its digest, if that is another."""
         for number in [*self._checkpoints.rounds(), None]:
             files = self._checkpoints.files(number)
             if files is None or (number is not None and files.digest not in states):

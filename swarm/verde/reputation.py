@@ -14,14 +14,15 @@ Floats are only added and multiplied, in the ledger's order; what is compared ar
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from swarm.ledger.records import Dated, Event, Registered, Reported, Rotated
 from swarm.manifest import Audits
 from swarm.verde.assignment import Candidate, Candidates, is_audited, leaves_seed, micros, rate_micros
 from swarm.verde.cases import MAX_ESCALATIONS, Assignment, Auditor, Case, Settled, Side
 from swarm.verde.hearing import hear, may_be_opened
-from swarm.verde.standing import Kept, Member, Scores, Standing
+from swarm.verde.standing import Inherited, Kept, Member, Scores, Standing
 from swarm.verde.verdicts import Outcome
 
 SETTLED_AFTER = 3  # rounds from the drawing
@@ -42,9 +43,13 @@ KEPT_ROUNDS = (
 class Reputation:
     """The standings of all peers and the cases that are open. Not for use from two threads at once."""
 
-    def __init__(self, swarm_id: bytes, audits: Audits) -> None:
+    def __init__(
+        self, swarm_id: bytes, audits: Audits, inherited: Mapping[bytes, Inherited] = MappingProxyType({})
+    ) -> None:
+        """`inherited` is from the swarm's predecessor: see `inheritance`."""
         self.number = -1  # the round that was entered last
         self._swarm_id = swarm_id
+        self._inherited = inherited
         self._audits = audits
         self._floor_micros = micros(audits.floor)
         self._members: dict[bytes, Member] = {}
@@ -113,6 +118,14 @@ class Reputation:
         found = [m.standing(self.number, self._floor_micros) for m in self._members.values() if m.rounds]
         return sorted(found, key=lambda standing: (-standing.value, standing.peer))
 
+    def inheritance(self) -> dict[bytes, Inherited]:
+        """What a swarm that continues this one begins with; ages and rewards stay here."""
+        return {
+            peer: Inherited(member.passes, member.fails, member.audit_class)
+            for peer, member in self._members.items()
+            if member.rounds
+        }
+
     def ineligible(self) -> frozenset[bytes]:
         """Who is not to be learned from or shown in this round."""
         return self._ineligible[self.number]
@@ -178,6 +191,9 @@ class Reputation:
         member = self._find(peer)
         if member is None:
             member = self._members[peer] = Member(peer)
+            if (before := self._inherited.get(peer)) is not None:
+                member.passes, member.fails = before.passes, before.fails
+                member.audit_class = before.audit_class
             self._changed[member] = None
         return member
 

@@ -51,6 +51,14 @@ class Standing(Struct, frozen=True, kw_only=True):
         return self.verified_micros * self.score_micros**2
 
 
+class Inherited(Struct, frozen=True):
+    """What a peer of a swarm's predecessor begins with."""
+
+    passes: float
+    fails: float
+    audit_class: AuditClass | None
+
+
 class Kept(Struct, eq=False, gc=False):
     """One report, without its verdicts, and what became of it."""
 

@@ -7,10 +7,10 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from math import inf
 
-from swarm.errors import LedgerError
+from swarm.errors import LedgerError, WrongLedger
 from swarm.ledger.background import Background
 from swarm.ledger.client import LedgerClient
 from swarm.ledger.follower import (
@@ -26,10 +26,12 @@ from swarm.ledger.history import History, HistoryChanged
 from swarm.ledger.refusals import kind_of_trouble
 from swarm.verde.cases import Settled
 from swarm.verde.reputation import Reputation
+from swarm.verde.standing import Inherited
 
 log = logging.getLogger("swarm.verde")
 
 SAY_SECONDS = 2.0  # between lines for somebody who waits
+MAX_GENERATIONS = 8  # of swarms that continue one another, read for one reputation
 PROGRESS_SECONDS = 10.0  # between lines about a long history
 KEPT_SETTLED = 4096  # that were not handed on yet
 
@@ -45,7 +47,7 @@ def read_history(ledger: LedgerClient, say: Progress) -> tuple[Reputation, list[
         say: hears how far it is, where that takes long.
     """
     history, settled = History(ledger), list[Settled]()
-    reputation = Reputation(ledger.swarm_id, ledger.manifest().audits)
+    reputation = begin_reputation(ledger) or Reputation(ledger.swarm_id, ledger.manifest().audits)
     said_at = time.monotonic()
     current = int((ledger.now() - ledger.genesis) // ledger.round_seconds)
     while (begun := history.next()) is not None:
@@ -54,6 +56,37 @@ def read_history(ledger: LedgerClient, say: Progress) -> tuple[Reputation, list[
             say(f"read {begun.number:,} of {current:,} rounds")
             said_at = time.monotonic()
     return reputation, settled
+
+
+def begin_reputation(ledger: LedgerClient, generation: int = 0) -> Reputation | None:
+    """The reputation with which a swarm begins: new, or what its predecessor's was at that moment.
+
+    None while the swarm has not begun on the ledger: the predecessor may go on until then. A manifest that
+    names a contract which is not the predecessor's inherits nothing. `LedgerError` if the ledger is away.
+    """
+    manifest = ledger.manifest()
+    if ledger.first_block(0) is None:
+        return None
+    before = manifest.predecessor
+    inherited: dict[bytes, Inherited] = {}
+    if before and before.contract and "reputation" in before.keep and generation < MAX_GENERATIONS:
+        old = LedgerClient(ledger.rpc_url, before.contract)
+        with suppress(WrongLedger):
+            old.check()
+            if old.swarm_id.hex() == before.swarm:
+                inherited = _inheritance(old, ledger.genesis, generation + 1)
+    return Reputation(ledger.swarm_id, manifest.audits, inherited)
+
+
+def _inheritance(ledger: LedgerClient, until: int, generation: int) -> dict[bytes, Inherited]:
+    """What a swarm's peers take with them to one that begins then (Unix seconds)."""
+    reputation, history = begin_reputation(ledger, generation), History(ledger)
+    last = (until - ledger.genesis) // ledger.round_seconds
+    if reputation is None:
+        return {}
+    while reputation.number < last and (begun := history.next()) is not None:
+        reputation.enter(begun.number, begun.beacon, begun.events)
+    return reputation.inheritance()
 
 
 class Standings:
@@ -67,7 +100,8 @@ class Standings:
     def __init__(self, ledger: LedgerClient) -> None:
         self._ledger = ledger
         self._changed = threading.Condition()
-        self._reputation = self._entering = self._new_reputation()  # shown, and read into; mostly the same
+        self._reputation = Reputation(ledger.swarm_id, ledger.manifest().audits)  # shown
+        self._entering: Reputation | None = None  # read into; mostly the same
         self._history = History(ledger)
         self._listeners: list[OnRound] = []
         self._settled: deque[Settled] = deque(maxlen=KEPT_SETTLED)
@@ -122,9 +156,6 @@ class Standings:
         with self._changed:
             yield self._reputation
 
-    def _new_reputation(self) -> Reputation:
-        return Reputation(self._ledger.swarm_id, self._ledger.manifest().audits)
-
     def _run(self) -> None:
         while not self._stopping:
             try:
@@ -138,6 +169,10 @@ class Standings:
 
     def _look(self) -> float:
         """Enter the next round, if there is one; how many seconds until the next look."""
+        if self._entering is None:
+            self._entering = begin_reputation(self._ledger)
+        if self._entering is None:
+            return self._pause()
         try:
             begun = self._history.next()
         except HistoryChanged:
@@ -154,6 +189,7 @@ class Standings:
         return 0.0
 
     def _caught_up(self) -> None:
+        assert self._entering is not None  # something was read into it
         with self._changed:
             self._reputation = self._entering
             self._changed.notify_all()
@@ -172,7 +208,8 @@ class Standings:
         ledger = self._ledger
         poll = min(max(ledger.round_seconds / 100, MIN_POLL), MAX_POLL)
         idle = min(max(ledger.round_seconds / 20, MIN_IDLE), MAX_IDLE)
-        next_round = ledger.genesis + (self._entering.number + 1) * ledger.round_seconds
+        number = -1 if self._entering is None else self._entering.number
+        next_round = ledger.genesis + (number + 1) * ledger.round_seconds
         return min(idle, max(poll, next_round - ledger.now()))
 
     def _show_progress(self, number: int) -> None:
@@ -190,7 +227,7 @@ class Standings:
         log.warning("the ledger took something back, reading its history anew")
         self._ledger = self._ledger.another()
         self._history = History(self._ledger)
-        self._entering = self._new_reputation()
+        self._entering = None
         self._settled.clear()
 
     def _away(self, error: LedgerError) -> float:

@@ -9,9 +9,11 @@ from test_follower import Proxy, drops_the_connection
 
 from swarm.ledger.account import LedgerAccount
 from swarm.ledger.client import LedgerClient
+from swarm.ledger.creation import deploy
 from swarm.ledger.devnet import Devnet
+from swarm.manifest import succeed
 from swarm.verde import standings as standings_module
-from swarm.verde.standings import Standings
+from swarm.verde.standings import Standings, begin_reputation, read_history
 
 WAIT_SECONDS = 30
 
@@ -168,3 +170,25 @@ def test_a_mistake_of_a_listener_reaches_whoever_asks(follow, ledger, monkeypatc
     standings = follow(fails)
     with pytest.raises(RuntimeError, match="standings"):
         until(lambda: standings.wait(99, 0.1))
+
+
+def test_successor_begins_with_the_scores_that_its_predecessor_had_then(
+    ledger, chain, report, identities, manifest, machine_dir
+):
+    def successor(contract: str) -> LedgerClient:
+        rules = succeed(manifest, ledger.swarm_id, contract)
+        genesis = chain.time + 2 * manifest.round_seconds
+        return deploy(chain.devnet.rpc_url, chain.funded_account(), rules, genesis, machine_dir)
+
+    report(identities[0], 0)
+    following, misled = successor(ledger.address), successor(f"0x{'1' * 40}")
+    assert begin_reputation(following) is None  # the predecessor goes on until it begins
+    chain.enter(ledger, 1)
+    report(identities[1], 1)
+    chain.enter(following, 0)
+    report(identities[2], 2)  # in the predecessor, after its successor began
+    chain.enter(following, 1)
+    assert set(begin_reputation(following)._inherited) == {one.peer for one in identities[:2]}
+    assert begin_reputation(misled)._inherited == {}
+    reputation, _ = read_history(following, lambda what: None)
+    assert reputation.number == 1

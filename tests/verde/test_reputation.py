@@ -778,3 +778,14 @@ def test_nothing_grows_for_ever():
     assert len(reputation._open) == len(open_cases) + sum(bool(case.seed) for case in reputation._waiting)
     assert max(case.round for case in reputation._open.values()) > 290
     assert min(case.round for case in reputation._open.values()) > 270
+
+
+def test_peer_of_the_predecessor_goes_on_with_its_score_and_begins_its_age():
+    swarm = Swarm([peer := subject(), *honest(6)], ALWAYS)
+    swarm.play(40)
+    before = swarm.standing(peer)
+    after = Reputation(digest("successor"), ALWAYS, swarm.reputation.inheritance())
+    after.enter(0, None, [Registered(peer=peer.peer, account="0xsubject", block_number=0)])
+    assert after.standing(peer.peer).score_micros == before.score_micros > 500_000
+    assert (after.standing(peer.peer).age, after.standing(peer.peer).verified_micros) == (0, 0)
+    assert after.standing(digest("a stranger")).score_micros == 100_000
