@@ -6,6 +6,7 @@ A seal is on the ledger for ever, so what opens it is on disk before it goes the
 from __future__ import annotations
 
 import sqlite3
+import threading
 from pathlib import Path
 
 import msgspec
@@ -47,9 +48,10 @@ class KeptSeal(Struct, frozen=True):
 
 
 class AuditLog:
-    """One writer, any number of readers in other processes; used from several threads of the writer."""
+    """One writer, any number of readers in other processes; for any thread."""
 
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
+        self._lock = threading.Lock()
         if read_only:
             self._db = sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=5)
             return
@@ -61,58 +63,57 @@ class AuditLog:
 
     def close(self) -> None:
         """Close the file."""
-        self._db.close()
-
-    @property
-    def _exists(self) -> bool:
-        """Whether the writer has made its tables; a reader may come before."""
-        found = self._db.execute("SELECT count(*) FROM sqlite_master WHERE name IN ('audits', 'seals')")
-        return found.fetchone()[0] == 2
+        with self._lock:
+            self._db.close()
 
     def save(self, audited: Audited) -> None:
         """Keep an audit."""
-        with self._db:
-            self._db.execute(
-                "INSERT OR REPLACE INTO audits VALUES (?, ?, ?, ?)",
-                (audited.drawn_in, audited.peer, audited.round, msgspec.msgpack.encode(audited)),
-            )
+        self._change(
+            "INSERT OR REPLACE INTO audits VALUES (?, ?, ?, ?)",
+            (audited.drawn_in, audited.peer, audited.round, msgspec.msgpack.encode(audited)),
+        )
 
-    def audits(self, since: int = 0, drawn_in: int | None = None) -> list[Audited]:
-        """Those of the cases that were drawn in round `since` or later, or in one round; oldest first."""
-        first, last = (since, 2**62) if drawn_in is None else (drawn_in, drawn_in)
-        if not self._exists:
-            return []
-        rows = self._db.execute(
+    def audits(self, drawn_in: int | None = None) -> list[Audited]:
+        """All, or those of the cases that were drawn in one round; oldest first."""
+        if not self._query("SELECT name FROM sqlite_master WHERE name = 'audits'"):
+            return []  # a reader may come before its writer
+        first, last = (0, 2**62) if drawn_in is None else (drawn_in, drawn_in)
+        rows = self._query(
             "SELECT record FROM audits WHERE drawn_in BETWEEN ? AND ? ORDER BY drawn_in, round, peer",
             (first, last),
         )
-        return [msgspec.msgpack.decode(row[0], type=Audited) for row in rows.fetchall()]
+        return [msgspec.msgpack.decode(row, type=Audited) for row in rows]
 
     def audit(self, peer: bytes, round_number: int, drawn_in: int) -> Audited | None:
         """One of them; None if it is not done."""
-        row = self._db.execute(
+        rows = self._query(
             "SELECT record FROM audits WHERE peer = ? AND round = ? AND drawn_in = ?",
             (peer, round_number, drawn_in),
-        ).fetchone()
-        return msgspec.msgpack.decode(row[0], type=Audited) if row else None
+        )
+        return msgspec.msgpack.decode(rows[0], type=Audited) if rows else None
 
     def keep(self, seal: KeptSeal) -> None:
         """Keep what opens a seal, durably."""
-        with self._db:
-            self._db.execute(
-                "INSERT OR REPLACE INTO seals VALUES (?, ?)", (seal.round, msgspec.msgpack.encode(seal))
-            )
+        self._change("INSERT OR REPLACE INTO seals VALUES (?, ?)", (seal.round, msgspec.msgpack.encode(seal)))
 
     def seal_of(self, round_number: int) -> KeptSeal | None:
         """The seal of a round's report; None if there was none."""
-        row = self._db.execute("SELECT seal FROM seals WHERE round = ?", (round_number,)).fetchone()
-        return msgspec.msgpack.decode(row[0], type=KeptSeal) if row else None
+        rows = self._query("SELECT seal FROM seals WHERE round = ?", (round_number,))
+        return msgspec.msgpack.decode(rows[0], type=KeptSeal) if rows else None
 
     def last_plant(self) -> int | None:
-        """The last round that was to hold a planted fault; None if none ever was."""
-        rows = self._db.execute("SELECT seal FROM seals ORDER BY round DESC LIMIT 64")
-        for (data,) in rows.fetchall():
-            seal = msgspec.msgpack.decode(data, type=KeptSeal)
+        """The last round that was to hold a planted fault, of recent ones; None if none was."""
+        for row in self._query("SELECT seal FROM seals ORDER BY round DESC LIMIT 64"):
+            seal = msgspec.msgpack.decode(row, type=KeptSeal)
             if seal.sealed.plant is not None:
                 return seal.round + 1
         return None
+
+    def _change(self, statement: str, values: tuple[object, ...]) -> None:
+        with self._lock, self._db:
+            self._db.execute(statement, values)
+
+    def _query(self, statement: str, values: tuple[object, ...] = ()) -> list[bytes]:
+        """The first column."""
+        with self._lock:
+            return [row[0] for row in self._db.execute(statement, values)]

@@ -23,6 +23,7 @@ from swarm.audit import Facts, Undecided, facts_of
 from swarm.audit_evidence import Fetching, NotNow, Source, Withheld
 from swarm.audit_log import AUDITS_FILE, Audited, AuditLog, KeptSeal
 from swarm.audit_process import AuditProcess
+from swarm.console import plain
 from swarm.errors import LedgerError
 from swarm.findings import Finding, Findings
 from swarm.ledger.background import Background
@@ -44,6 +45,8 @@ AUDIT_ROUNDS = 1.5  # an audit that takes longer comes too late
 # Who does not serve may be starting again, or we were cut off: it is asked again until the verdict is due.
 RETRY_ROUNDS = 0.5
 KEPT_TAKEN = 256  # assignments that are not taken twice
+FOLDER_PREFIX = "audit-"  # of what one audit fetches
+POLL_SECONDS = 0.2
 DAY_SECONDS = 24 * 3600.0
 STOP_SECONDS = 2.0
 
@@ -111,6 +114,8 @@ class Auditing:
         self._source = source
         self._process = process
         self._folder = folder
+        for left in folder.glob(f"{FOLDER_PREFIX}*"):  # by a life that was killed
+            shutil.rmtree(left, ignore_errors=True)
         self._log = AuditLog(folder / AUDITS_FILE)
         self._means = means
         self._most_state_bytes = most_state_bytes
@@ -268,35 +273,14 @@ class Auditing:
         before = self._log.audit(assignment.peer, assignment.round, assignment.drawn_in)
         if before is not None and not _is_withheld(before.findings):
             return  # before a restart
-        wait = self._budget.wait_seconds(time.monotonic())
-        began = time.monotonic()
-        while time.monotonic() - began < wait and not self._stopping and not self._is_too_late(assignment):
-            time.sleep(min(0.2, wait))
+        self._wait_for_budget(assignment)
         began = time.monotonic()
         facts = self._facts(assignment)
-        folder = Path(tempfile.mkdtemp(prefix="audit-", dir=self._folder))
-        fetching = Fetching(
-            self._source,
-            self._manifest,
-            folder,
-            seconds=max(LEAST_FETCH_SECONDS, FETCH_SHARE * self._manifest.round_seconds),
-            budget_bytes=self._budget.bytes_left(began),
-            most_state_bytes=self._most_state_bytes,
-        )
-        words, findings = "", None
-        try:
-            case = fetching.fetch(facts)
-            findings = self._process.check(case, AUDIT_ROUNDS * self._manifest.round_seconds)
-        except Withheld as error:
-            findings = withheld(facts, str(error))
-        except (Undecided, NotNow) as error:
-            words = str(error)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+        findings, words, fetched_bytes = self._judge(facts)
         if self._stopping:
             return
         seconds = time.monotonic() - began
-        self._budget.spent(time.monotonic(), seconds, fetching.fetched_bytes)
+        self._budget.spent(time.monotonic(), seconds, fetched_bytes)
         if findings is not None or before is None:
             self._log.save(
                 Audited(
@@ -308,21 +292,45 @@ class Auditing:
                     findings=findings,
                     words=words,
                     seconds=round(seconds, 2),
-                    fetched_bytes=fetching.fetched_bytes,
+                    fetched_bytes=fetched_bytes,
                 )
             )
         if _is_withheld(findings):
             self._ask_again(assignment)
-        if findings is not None:
-            words = "; ".join(one.words for one in findings.findings if one.faults)
         log.info(
             "audited peer=%r round=%d outcome=%s seconds=%.1f %s",
             peer_name(facts.peer),
             facts.round,
             findings.outcome.name.lower() if findings else "undecided",
             seconds,
-            words,
+            plain(words),
         )
+
+    def _wait_for_budget(self, assignment: Assignment) -> None:
+        until = time.monotonic() + self._budget.wait_seconds(time.monotonic())
+        while time.monotonic() < until and not self._stopping and not self._is_too_late(assignment):
+            time.sleep(POLL_SECONDS)
+
+    def _judge(self, facts: Facts) -> tuple[Findings | None, str, int]:
+        """What was found, in words what is wrong or why nothing was found, and how many bytes it took."""
+        round_seconds = self._manifest.round_seconds
+        with tempfile.TemporaryDirectory(prefix=FOLDER_PREFIX, dir=self._folder) as folder:
+            fetching = Fetching(
+                self._source,
+                self._manifest,
+                Path(folder),
+                seconds=max(LEAST_FETCH_SECONDS, FETCH_SHARE * round_seconds),
+                budget_bytes=self._budget.bytes_left(time.monotonic()),
+                most_state_bytes=self._most_state_bytes,
+            )
+            try:
+                findings = self._process.check(fetching.fetch(facts), AUDIT_ROUNDS * round_seconds)
+            except Withheld as error:
+                findings = withheld(facts, str(error))
+            except (Undecided, NotNow) as error:
+                return None, str(error), fetching.fetched_bytes
+        words = "; ".join(one.words for one in findings.findings if one.faults)
+        return findings, words, fetching.fetched_bytes
 
     def _ask_again(self, assignment: Assignment) -> None:
         """Later, if the verdict is not due by then."""
