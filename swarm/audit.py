@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Collection, Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,7 +28,7 @@ from swarm.effects import Received
 from swarm.errors import ModelError, WireError
 from swarm.exchange import wire
 from swarm.exchange.wire import Group
-from swarm.findings import Finding, Findings
+from swarm.findings import Finding, Findings, fault_of
 from swarm.learner.checkpoints import LearnerState
 from swarm.learner.foreign_state import read_state_part
 from swarm.learner.trainer import Learner
@@ -48,7 +49,7 @@ from swarm.verde.screening import wrong_flags
 from swarm.verde.state_files import StateFile, StateFiles
 from swarm.verde.step import repeat_step
 from swarm.verde.thresholds import step_limits, token_limits
-from swarm.verde.verdicts import AuditClass, Check, Fault, Outcome
+from swarm.verde.verdicts import AuditClass, Check, Outcome
 
 
 class Facts(Struct, frozen=True, kw_only=True):
@@ -106,16 +107,25 @@ class StatePaths(Struct, frozen=True, kw_only=True):
     optimizer: str | None = None
 
 
+class States(Struct, frozen=True, kw_only=True):
+    """The three states of a round."""
+
+    sampled_with: StatePaths
+    before: StatePaths
+    after: StatePaths
+
+
 class Case(Struct, frozen=True, kw_only=True):
     """One report and all that was fetched for its audit. Blobs have the digests that are claimed for them."""
 
     facts: Facts
     commitment: bytes  # the blob
-    own: tuple[bytes, ...]  # by stage the blob of its groups; empty: there are none
-    heard: tuple[tuple[bytes, ...], ...]  # by stage the blobs of those that were heard, in its order
-    sampled_with: StatePaths
-    state_before: StatePaths
-    state_after: StatePaths
+    wrong: str = ""  # what is wrong with it at first sight: then there is nothing else
+    own: tuple[bytes, ...] = ()  # by stage the blob of its groups; empty: there are none
+    heard: tuple[tuple[bytes, ...], ...] = ()  # by stage the blobs of those that were heard, in its order
+    announced: tuple[bytes, ...] = ()  # the peer's own announcements of the round, as far as they are known
+    strangers: int = 0  # how many of those that were heard are not registered
+    states: States | None = None  # None: the commitment says that they could not be kept
 
 
 class Undecided(Exception):
@@ -156,17 +166,9 @@ class Checker:
         try:
             claimed = commitments.decode(case.commitment, facts.commitment)
         except WireError as error:
-            finding = _failed(Check.COMMITMENT, str(error))
-            tell(finding)
-            return Findings(
-                peer=facts.peer, round=facts.round, audit_class=AuditClass.TOLERANT, findings=(finding,)
-            )
-        if claimed.build.model not in manifest.models:
-            finding = _failed(Check.COMMITMENT, f"model {claimed.build.model} is not one of the swarm's")
-            tell(finding)
-            return Findings(
-                peer=facts.peer, round=facts.round, audit_class=claimed.audit_class, findings=(finding,)
-            )
+            return self._not_judged(facts, str(error), tell)
+        if wrong := case.wrong or self._wrong_model(claimed):
+            return self._not_judged(facts, wrong, tell)
         try:
             model = self._models.get(claimed.build)
         except ModelError as error:
@@ -177,7 +179,7 @@ class Checker:
         audit_class = AuditClass.SAME_BUILD if is_repeatable else AuditClass.TOLERANT
         findings: list[Finding] = []
         one = _Audit(manifest, self._tasks, model, case, claimed, audit_class)
-        for check in (one.commitment, one.batch, one.provenance, one.step):
+        for check in one.checks:
             began = time.monotonic()
             try:
                 found = check()
@@ -192,7 +194,23 @@ class Checker:
             findings.append(finding)
             if finding.check is Check.COMMITMENT and finding.outcome is Outcome.FAILED:
                 break  # nothing else can be said of what was not committed to
-        return Findings(peer=facts.peer, round=facts.round, audit_class=audit_class, findings=tuple(findings))
+        return Findings(
+            peer=facts.peer, round=facts.round, audit_class=one.audit_class, findings=tuple(findings)
+        )
+
+    def _wrong_model(self, claimed: Commitment) -> str:
+        if claimed.build.model not in self._manifest.models:
+            return "its model is not one of the swarm's"
+        return ""
+
+    @staticmethod
+    def _not_judged(facts: Facts, wrong: str, tell: Callable[[Finding], None]) -> Findings:
+        """What is wrong at first sight, before any model is loaded."""
+        finding = _failed(Check.COMMITMENT, wrong)
+        tell(finding)
+        return Findings(
+            peer=facts.peer, round=facts.round, audit_class=AuditClass.TOLERANT, findings=(finding,)
+        )
 
 
 class _Audit:
@@ -211,16 +229,27 @@ class _Audit:
         self._tasks = tasks
         self._model = model
         self._case = case
+        self._states = case.states
         self._facts = case.facts
         self._claimed = claimed
-        self._class = audit_class
+        self.audit_class = audit_class
         self._replay = Replay()
-        self._heard: set[bytes] = set()
+
+    @property
+    def checks(self) -> tuple[Callable[[], Finding | None], ...]:
+        """All that can be checked."""
+        if self._states is None:
+            return (self.commitment, self.batch)
+        return (self.commitment, self.batch, self.provenance, self.step)
 
     def commitment(self) -> Finding:
         """Whether it says what the report says, and fits what is on the ledger."""
         if wrong := [*self._wrong_of_report(), *self._wrong_of_states(), *self._wrong_of_others()]:
             return _failed(Check.COMMITMENT, "; ".join(wrong), len(wrong))
+        if not self._claimed.is_kept:
+            words = "its states could not be kept, so nobody can check them"
+            faults = (fault_of(Check.AVAILABILITY, 1, words),)
+            return Finding(check=Check.COMMITMENT, outcome=Outcome.UNRANKED, words=words, faults=faults)
         if unranked := list(self._unranked()):
             return Finding(check=Check.COMMITMENT, outcome=Outcome.UNRANKED, words="; ".join(unranked))
         words = "the root is the ledger's; states, reward and what came before fit"
@@ -251,18 +280,31 @@ class _Audit:
             yield "its first state is not the public model's"
 
     def _wrong_of_others(self) -> Iterator[str]:
-        facts, claimed = self._facts, self._claimed
-        try:
-            self._heard = {
-                wire.unpack_envelope(envelope).key.peer
-                for envelopes in claimed.heard
-                for envelope in envelopes
-            }
-        except WireError as error:
-            yield f"what it heard was never announced: {error}"
+        facts, claimed, case = self._facts, self._claimed, self._case
         strangers = set(claimed.passed_over) - set(facts.ineligible)
         if strangers and claimed.beacon == facts.beacon:
             yield f"{len(strangers)} peers were passed over whose score is not under the floor"
+        if case.strangers:
+            yield f"it heard {case.strangers} peers that are not registered"
+        own = [one for of_stage in self._opened for one in of_stage if one.peer == claimed.peer]
+        own += [wire.open_envelope(envelope) for envelope in case.announced]
+        if any(not self._is_committed(one.announcement) for one in own):
+            yield "it announced other groups than it committed to"
+
+    @cached_property
+    def _opened(self) -> list[list[wire.Heard]]:
+        """What it heard, by stage; that these are announcements was seen when they were fetched."""
+        return [[wire.open_envelope(one) for one in envelopes] for envelopes in self._claimed.heard]
+
+    def _is_committed(self, announced: wire.Announcement) -> bool:
+        claimed = self._claimed
+        if (announced.swarm, announced.round) != (claimed.swarm, claimed.round):
+            return False
+        return any(
+            (announced.stage, announced.root, announced.blob)
+            == (STAGE_NUMBER[stage.name], published.root, published.blob)
+            for stage, published in zip(self._manifest.stages, claimed.published, strict=True)
+        )
 
     def _unranked(self) -> Iterator[str]:
         """What is no fault, but not of a round that counts."""
@@ -274,8 +316,14 @@ class _Audit:
             yield "it was sampled with a state that was not the peer's last one on the ledger"
         if (claimed.beacon, claimed.active) != (facts.beacon, facts.active):
             yield "it was not drawn from the ledger"
-        if set(facts.ineligible) & self._heard - set(claimed.passed_over):
+        heard = {one.peer for of_stage in self._opened for one in of_stage}
+        if set(facts.ineligible) & heard - set(claimed.passed_over):
             yield "it uses the work of peers whose score is under the floor"
+        for stage, published, of_stage in zip(
+            self._manifest.stages, claimed.published, self._opened, strict=True
+        ):
+            if of_stage and published.groups and claimed.peer not in {one.peer for one in of_stage}:
+                yield f"{stage.name}: it heard others and not itself"
 
     @property
     def _inherits(self) -> bool:
@@ -314,7 +362,7 @@ class _Audit:
         return Finding(check=Check.BATCH, outcome=Outcome.PASSED, words=words)
 
     def _wrong_screens(self) -> list[str]:
-        if not self._replay.screened:
+        if not self._replay.screened or self._states is None:
             return []
         groups, flags = [], []
         for screened in self._replay.screened:
@@ -329,15 +377,13 @@ class _Audit:
                 ):
                     groups.append((tokens.prompt, tokens.completions))
                     flags.append(admitted)
-        with self._model.learner.with_weights(
-            self._weights(self._case.state_before, self._claimed.state_before)
-        ):
+        with self._model.learner.with_weights(self._weights(self._states.before, self._claimed.state_before)):
             wrong = wrong_flags(
                 self._model.policy,
                 groups,
                 flags,
                 self._manifest.learn.external_top_k,
-                token_limits(self._class, self._claimed.build.precision).gap,
+                token_limits(self.audit_class, self._claimed.build.precision).gap,
             )
         if not wrong:
             return []
@@ -346,15 +392,16 @@ class _Audit:
     def provenance(self) -> Finding | None:
         """Whether the committed model chooses the same tokens with these seeds."""
         policy, claimed = self._model.policy, self._claimed
+        assert self._states is not None  # see `checks`
         drawn = groups_drawn(self._facts.seed, len(self._replay.sampled), self._facts.most_groups)
         chosen = [self._replay.sampled[index] for index in drawn]
         if not chosen:
             return None
-        limits = token_limits(self._class, claimed.build.precision)
+        limits = token_limits(self.audit_class, claimed.build.precision)
         bad = tokens = matching = 0
         worst = 0.0
         details: list[str] = []
-        with self._model.learner.with_weights(self._weights(self._case.sampled_with, claimed.sampled_with)):
+        with self._model.learner.with_weights(self._weights(self._states.sampled_with, claimed.sampled_with)):
             for stage in self._manifest.stages:
                 of_stage = [one for one in chosen if one.stage is stage]
                 if not of_stage:
@@ -375,9 +422,10 @@ class _Audit:
 
     def step(self) -> Finding:
         """Whether the update gives the committed next state."""
-        model, claimed, case = self._model, self._claimed, self._case
-        before = self._state(case.state_before, claimed.state_before)
-        after = self._state(case.state_after, claimed.state_after)
+        model, claimed, states = self._model, self._claimed, self._states
+        assert states is not None  # see `checks`
+        before = self._state(states.before, claimed.state_before)
+        after = self._state(states.after, claimed.state_after)
         try:
             batch = [tokenized(model.policy, self._manifest, group) for group in self._replay.batch]
         except ModelError as error:
@@ -389,7 +437,9 @@ class _Audit:
                 f"; apart by {found.relative:.2g} of the update, at worst by {found.worst:.2g} of what a "
                 "weight moves at most"
             )
-        if not found.passes(step_limits(self._class, claimed.build.precision)):
+        if not found.repeated:
+            self.audit_class = AuditClass.TOLERANT
+        if not found.passes(step_limits(self.audit_class, claimed.build.precision)):
             return _failed(Check.STEP, found.fault or words, found.differing, found.detail)
         return Finding(check=Check.STEP, outcome=Outcome.PASSED, words=words)
 
@@ -460,5 +510,5 @@ def _received(manifest: Manifest, claimed: Commitment, stage: Any, envelope: byt
 
 
 def _failed(check: Check, words: str, count: int = 1, detail: str | None = None) -> Finding:
-    fault = Fault(check, count, (detail or words)[:80])
+    fault = fault_of(check, count, detail or words)
     return Finding(check=check, outcome=Outcome.FAILED, words=words, faults=(fault,))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -91,7 +92,7 @@ def audit_by_hand(
         say("asking the peer for what it committed to")
         with _client(settings, ledger, folder) as exchange:
             fetching = Fetching(
-                exchange, manifest, folder, FETCH_SECONDS, MAX_FETCHED_BYTES, most_state_bytes(plan)
+                exchange, manifest, folder, FETCH_SECONDS, MAX_FETCHED_BYTES, partial(most_state_bytes, plan)
             )
             findings = _fetched_and_checked(fetching, facts, plan, folder, settings, say, tell)
     return ByHand(

@@ -25,22 +25,23 @@ from swarm.audit_log import AUDITS_FILE, Audited, AuditLog, KeptSeal
 from swarm.audit_process import AuditProcess
 from swarm.console import plain
 from swarm.errors import LedgerError
-from swarm.findings import Finding, Findings
+from swarm.findings import Finding, Findings, fault_of
 from swarm.ledger.background import Background
 from swarm.ledger.client import LedgerClient
 from swarm.manifest import Manifest
 from swarm.verde import verdicts
+from swarm.verde.build import Build
 from swarm.verde.cases import Assignment, Settled
 from swarm.verde.reputation import PLANT_OPENED_AFTER, PLANT_ROUNDS
 from swarm.verde.standings import Standings
-from swarm.verde.verdicts import MAX_VERDICTS, AuditClass, Check, Fault, Outcome, Plant, PlantKind, Verdict
+from swarm.verde.verdicts import MAX_VERDICTS, AuditClass, Check, Outcome, Plant, PlantKind, Verdict
 
 log = logging.getLogger("swarm.audit")
 
 # A planted fault costs its round's reward, so one in so many rounds must do.
 PLANT_RATE = 1 / 40
-FETCH_SHARE = 0.25  # of a round: so long one fetch may take
-LEAST_FETCH_SECONDS = 3.0
+FETCH_SHARE = 0.6  # of a round: so long all that one audit fetches may take
+LEAST_FETCH_SECONDS = 10.0
 AUDIT_ROUNDS = 1.5  # an audit that takes longer comes too late
 # Who does not serve may be starting again, or we were cut off: it is asked again until the verdict is due.
 RETRY_ROUNDS = 0.5
@@ -102,9 +103,10 @@ class Auditing:
         process: AuditProcess,
         folder: Path,
         means: Means,
-        most_state_bytes: int,
+        most_state_bytes: Callable[[Build], int],
         audit_class: AuditClass,
         now: Callable[[], float],
+        is_registered: Callable[[bytes], bool | None],
         set_auditors: Callable[[Collection[bytes]], None],
     ) -> None:
         self._peer = peer
@@ -125,10 +127,12 @@ class Auditing:
             kind for kind in PlantKind if kind is not PlantKind.WEIGHT or audit_class > AuditClass.TOLERANT
         ]
         self._now = now
+        self._is_registered = lambda peer: is_registered(peer) is not False
         self._set_auditors = set_auditors
         self._todo: queue.SimpleQueue[Assignment | None] = queue.SimpleQueue()
         self._taken: deque[tuple[bytes, int, int]] = deque(maxlen=KEPT_TAKEN)
         self._again: deque[tuple[float, Assignment]] = deque()  # when (monotonic), soonest first
+        self._unwritten: dict[int, KeptSeal] = {}
         self._went_back: int | None = None  # in which round
         self._stopping = False
         self._thread = Background("audits", self._run)
@@ -177,7 +181,7 @@ class Auditing:
 
     def plant(self, number: int) -> Plant | None:
         """The fault that is registered for this round."""
-        before = self._log.seal_of(number - 1)
+        before = self._seal_of(number - 1)
         return before.sealed.plant if before else None
 
     def verdicts(self, number: int, planted: bool) -> bytes:
@@ -186,21 +190,33 @@ class Auditing:
         Args:
             planted: whether the round holds the fault that was registered for it.
         """
-        before, opening = self._log.seal_of(number - 1), None
+        before, opening = self._seal_of(number - 1), None
         if before is not None:
             if planted:
-                self._log.keep(KeptSeal(before.round, before.sealed, planted=True))
+                self._keep(KeptSeal(before.round, before.sealed, planted=True))
             if before.sealed.verdicts or self._had_duties(number - 2):
                 opening = before.sealed.opening
         planted_round = number - PLANT_OPENED_AFTER
-        registered = self._log.seal_of(planted_round - 1)
+        registered = self._seal_of(planted_round - 1)
         plant_opening = None
         if registered is not None and registered.planted:
             plant_opening = registered.sealed.plant_opening(planted_round)
         found = [one.verdict for one in self._log.audits(drawn_in=number - 1) if one.verdict is not None]
         sealed = verdicts.seal(found, self._next_plant(number + 1))
-        self._log.keep(KeptSeal(number, sealed))
+        self._keep(KeptSeal(number, sealed))
         return verdicts.encode(sealed.seal, opening, plant_opening)
+
+    def _keep(self, seal: KeptSeal) -> None:
+        """On disk; where that is full, in memory, for who does not open its seals pays for it."""
+        self._unwritten.pop(seal.round, None)
+        try:
+            self._log.keep(seal)
+        except sqlite3.Error as error:
+            log.error("seal not written round=%d error=%r", seal.round, str(error))
+            self._unwritten[seal.round] = seal
+
+    def _seal_of(self, number: int) -> KeptSeal | None:
+        return self._unwritten.get(number) or self._log.seal_of(number)
 
     def _had_duties(self, drawn_in: int) -> bool:
         """Whether we were to audit in a round: then the seal is opened, even if it is empty."""
@@ -253,6 +269,9 @@ class Auditing:
                 self._audit(assignment)
             except (LedgerError, sqlite3.Error, OSError) as error:
                 log.warning("audit not done round=%d error=%r", assignment.round, str(error))
+            except Exception:
+                # Whatever a stranger's work brings out in this case, others are to be judged still.
+                log.exception("audit failed peer=%s round=%d", assignment.peer.hex(), assignment.round)
 
     def _next(self) -> Assignment | None:
         """What is to be audited next, waiting for it; None: nothing any more."""
@@ -322,6 +341,7 @@ class Auditing:
                 seconds=max(LEAST_FETCH_SECONDS, FETCH_SHARE * round_seconds),
                 budget_bytes=self._budget.bytes_left(time.monotonic()),
                 most_state_bytes=self._most_state_bytes,
+                is_registered=self._is_registered,
             )
             try:
                 findings = self._process.check(fetching.fetch(facts), AUDIT_ROUNDS * round_seconds)
@@ -356,6 +376,6 @@ def _is_withheld(findings: Findings | None) -> bool:
 
 def withheld(facts: Facts, why: str) -> Findings:
     """What an audit finds where the peer does not serve what it must."""
-    fault = Fault(Check.AVAILABILITY, 1, why[:80])
+    fault = fault_of(Check.AVAILABILITY, 1, why)
     finding = Finding(check=Check.AVAILABILITY, outcome=Outcome.WITHHELD, words=why, faults=(fault,))
     return Findings(peer=facts.peer, round=facts.round, audit_class=AuditClass.TOLERANT, findings=(finding,))

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import re
+
 from msgspec import Struct
 
-from swarm.verde.verdicts import AuditClass, Check, Fault, Outcome
+from swarm.verde.verdicts import MAX_DETAIL_CHARS, AuditClass, Check, Fault, Outcome
+
+
+def fault_of(check: Check, count: int, words: str) -> Fault:
+    """A fault for the ledger: words may hold what a stranger said, details are short and plain."""
+    return Fault(check, count, re.sub("[^ -~]", "?", words)[:MAX_DETAIL_CHARS])
 
 
 class Finding(Struct, frozen=True, kw_only=True):

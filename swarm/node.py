@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 
@@ -190,9 +191,10 @@ class Node:
             self.audit_process_class(start),
             folder,
             Means(settings.audit_share, settings.audit_mib_per_day * 2**20),
-            most_state_bytes(self._training.plan),
+            partial(most_state_bytes, self._training.plan),
             self._training.audit_class,
             self._link.now,
+            self._link.registered,
             self._exchange.set_auditors,
         )
         self._stack.callback(auditing.stop)

@@ -15,6 +15,7 @@ from swarm.exchange.wire import Completion
 from swarm.learner.trainer import TrainingGroup, Update
 from swarm.round import RoundRules
 from swarm.training import SamplingState, Training, tokenized
+from swarm.verde.verdicts import AuditClass
 
 log = logging.getLogger("swarm.node")
 
@@ -78,6 +79,7 @@ class Performer:
         self._show = show
         self._began = time.monotonic()
         self._spent = {"beacon": max(0.0, now() - rules.starts_at), "sample": 0.0, "learn": 0.0, "wait": 0.0}
+        self._heard: set[bytes] = set()  # others' blobs that came
         self.tokens = 0  # sampled
         self.update: Update | None = None
 
@@ -103,8 +105,8 @@ class Performer:
                 return self._learn(effect)
             case Commit():
                 self._show("report")
-                self._commit(effect)
-                self._keep(effect)
+                if self._keep(effect):
+                    self._commit(effect)
                 return None
         raise TypeError(f"no such effect: {effect!r}")
 
@@ -131,14 +133,18 @@ class Performer:
                 str(error),
             )
 
-    def _keep(self, commit: Commit) -> None:
-        """Serve what auditors ask for; its root is on the ledger already, so a full disk loses no round."""
+    def _keep(self, commit: Commit) -> bool:
+        """Serve what auditors ask for, before it is reported: who does not serve is found at fault."""
         self._exchange.share(self._training.shared_files())
         try:
             self._exchange.put_blob(commit.head)
             self._exchange.put_blob(commit.blob)
         except ExchangeError as error:
-            log.error("commitment not kept round=%d error=%r", self._rules.round, str(error))
+            log.error("round is not reported round=%d error=%r", self._rules.round, str(error))
+            self._training.go_back({commit.learned.state_before.digest})
+            return False
+        self._exchange.keep(self._heard)
+        return True
 
     def _gather(self, effect: Gather) -> list[Received]:
         with self._spending("wait"):
@@ -158,6 +164,7 @@ class Performer:
                 "nothing heard round=%d stage=%d error=%r", self._rules.round, effect.stage, str(error)
             )
             return []
+        self._heard |= {item.heard.announcement.blob for item in collected}
         return [
             Received(item.heard.peer, item.heard.envelope, item.heard.announcement.root, item.groups)
             for item in collected
@@ -186,6 +193,7 @@ class Performer:
         before = self._training.present_state().files
         batch = effect.batch[: self._pace.fitting(effect.until - self._now())]
         groups = [tokenized(self._policy, self._rules.manifest, group) for group in batch]
+        build = self._training.build()
         self.update = self._training.update(groups, self._rules.round, nudge=effect.nudge)
         self._spent["learn"] += self.update.seconds  # what it takes to keep the state is overhead
         self._pace.measured(len(batch), self.update.seconds)
@@ -193,8 +201,11 @@ class Performer:
         return Learned(
             taken=len(batch),
             base=self._training.base,
-            audit_class=self._training.audit_class,
-            build=self._training.build(),
+            # Batches that were halved on the way, for want of memory, nobody can repeat.
+            audit_class=self._training.audit_class
+            if build == self._training.build()
+            else AuditClass.TOLERANT,
+            build=build,
             sampled_with=self._state.files,
             state_before=before,
             state_after=self._training.present_state().files,

@@ -51,19 +51,17 @@ class Everything:
     def __init__(self) -> None:
         self.blobs: dict[tuple[bytes, bytes], bytes] = {}  # by peer and digest
         self.files: dict[tuple[bytes, bytes], Path] = {}
-        self.heard: dict[tuple[int, int], list[tuple[wire.Heard, bytes]]] = {}
-
-    def fetch(self, peer: bytes, digest: bytes, size_bytes: int, timeout: float) -> bytes:
-        data = self.blobs.get((peer, digest))
-        if data is None or len(data) != size_bytes:
-            raise ExchangeError("peer does not have the blob")
-        return data
+        self.announced: dict[tuple[int, int], list[tuple[wire.Heard, bytes]]] = {}
 
     def fetch_to(self, peer: bytes, digest: bytes, size_bytes: int, path: Path, timeout: float) -> None:
         file = self.files.get((peer, digest))
-        if file is None:
+        data = file.read_bytes() if file else self.blobs.get((peer, digest))
+        if data is None or len(data) != size_bytes:
             raise ExchangeError("peer does not have the blob")
-        path.write_bytes(file.read_bytes())
+        path.write_bytes(data)
+
+    def heard(self, round_number: int, stage: int, cell: int) -> list[wire.Heard]:
+        return [one for one, _ in self.announced.get((round_number, stage), [])]
 
 
 class MemoryExchange:
@@ -83,15 +81,18 @@ class MemoryExchange:
     def share(self, files: Mapping[bytes, Path]) -> None:
         self._all.files |= {(self._identity.peer, digest): path for digest, path in files.items()}
 
+    def keep(self, digests) -> None:
+        pass
+
     def announce(self, announcement: wire.Announcement) -> None:
         sign = lambda number, stage, message: self._identity.sign(message)  # noqa: E731
         envelope = wire.sign(self._identity.public_key, announcement, sign)
         data = self._all.blobs[self._identity.peer, announcement.blob]
-        place = self._all.heard.setdefault((announcement.round, announcement.stage), [])
+        place = self._all.announced.setdefault((announcement.round, announcement.stage), [])
         place.append((wire.open_envelope(envelope), data))
 
     def collect(self, round_number, stage, cell, *, order, limit=None, max_peers=None, timeout=None):
-        heard = sorted(self._all.heard.get((round_number, stage), []), key=lambda pair: order(pair[0]))
+        heard = sorted(self._all.announced.get((round_number, stage), []), key=lambda pair: order(pair[0]))
         return [Collected(one, wire.decode(wire.GroupsBlob, data, len(data)).groups) for one, data in heard]
 
 
@@ -212,10 +213,10 @@ class Company:
         }
         return Facts(**(facts | changes))
 
-    def fetching(self, name: str = "fetched", budget_bytes: int = HUGE) -> Fetching:
+    def fetching(self, name: str = "fetched", budget_bytes: int = HUGE, **changes: object) -> Fetching:
         folder = self.folder / name
         folder.mkdir(exist_ok=True)
-        return Fetching(self.everything, self.manifest, folder, 1.0, budget_bytes)
+        return Fetching(self.everything, self.manifest, folder, 30.0, budget_bytes, **changes)
 
     @property
     def checker(self) -> Checker:

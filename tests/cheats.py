@@ -21,7 +21,7 @@ import torch
 
 from swarm import auditing, cli
 from swarm.audit import Case
-from swarm.audit_process import AuditProcess
+from swarm.audit_process import AuditProcess, Start
 from swarm.effects import Commit, Learn, Sample, Screen
 from swarm.errors import ExchangeError
 from swarm.exchange.service import Exchange
@@ -286,6 +286,14 @@ class OverLong(Cheat):
         return [(Completion.of(longer, self._policy.decode(longer)), *group[1:]) for group in groups]
 
 
+class Ready(AuditProcess):
+    """Loads its model before the first round, so that short rounds are long enough for the first audits."""
+
+    def __init__(self, start: Start) -> None:
+        super().__init__(start)
+        self._running()
+
+
 class AlwaysPass(AuditProcess):
     """Says that all is well without looking."""
 
@@ -377,6 +385,7 @@ def main() -> int:
         auditing.PLANT_RATE = 0.0  # a round is as it should be, or the gallery's
     else:
         HONEST[name]()
+    Node.audit_process_class = Ready
     for part in CHEATS.get(name, ()):
         for place, honest in (
             ("performer_class", Performer),

@@ -10,8 +10,10 @@ from cheats import CHEATS
 from swarm.audit import Undecided
 from swarm.audit_evidence import NotNow, Withheld
 from swarm.audit_process import AuditProcess, Start
+from swarm.exchange import wire
 from swarm.performer import Performer
 from swarm.training import Training
+from swarm.verde.commitment import Commitment
 from swarm.verde.verdicts import AuditClass, Check, Outcome, Plant, PlantKind
 
 # What finds each cheat, by a check other than those that readers and the exchange make.
@@ -174,9 +176,144 @@ def test_peer_that_is_passed_over_without_reason_is_a_fault_and_one_that_should_
 def test_blob_that_is_no_commitment_fails(company):
     case = company.fetching().fetch(company.facts(company.peers[1]))
     for blob in (b"", b"\xc1", case.commitment[:-1], bytes(1000)):
-        findings = company.checker.check(msgspec.structs.replace(case, commitment=blob))
-        assert findings.outcome is Outcome.FAILED
-        assert [fault.check for fault in findings.faults] == [Check.COMMITMENT]
+        assert_refused(company, msgspec.structs.replace(case, commitment=blob), "commitment")
+
+
+def assert_refused(company, case, words: str) -> None:
+    """At first sight, before any model looks at it."""
+    findings = company.checker.check(case)
+    assert findings.outcome is Outcome.FAILED
+    assert [fault.check for fault in findings.faults] == [Check.COMMITMENT]
+    assert words in findings.findings[0].words.lower()
+
+
+def claiming(company, peer, name: str, **changes: object):
+    """A case of the peer's last report, whose commitment says something else and is on the ledger so."""
+    claimed = msgspec.structs.replace(
+        msgspec.msgpack.decode(peer.reports[-1].blob, type=Commitment), **changes
+    )
+    exchange = peer.exchange
+    for data in (claimed.head(), claimed.encode()):
+        exchange.put_blob(data)
+    facts = company.facts(peer, commitment=claimed.root())
+    return company.fetching(name).fetch(facts)
+
+
+def test_peer_that_announced_other_groups_than_it_committed_to_fails(company):
+    peer = company.peers[1]
+    case = company.fetching().fetch(company.facts(peer))
+    assert len(case.announced) == 2
+    heard = wire.open_envelope(case.announced[0])
+    other = msgspec.structs.replace(heard.announcement, root=b"x" * 32)
+    sign = lambda number, stage, message: peer.identity.sign(message)  # noqa: E731
+    envelope = wire.sign(peer.identity.public_key, other, sign)
+    spoiled = msgspec.structs.replace(case, announced=(*case.announced, envelope))
+    assert_refused(company, spoiled, "announced other groups")
+
+
+def test_peer_that_heard_strangers_fails(company):
+    peer, stranger = company.peers[1], company.peers[2].identity.peer
+    fetching = company.fetching("strangers", is_registered=lambda one: one != stranger)
+    assert_refused(company, fetching.fetch(company.facts(peer)), "1 peers that are not registered")
+
+
+def test_round_in_which_a_peer_hears_others_and_not_itself_is_not_ranked(company):
+    peer = company.peers[1]
+    claimed = msgspec.msgpack.decode(peer.reports[-1].blob, type=Commitment)
+    others = tuple(
+        tuple(one for one in stage if wire.open_envelope(one).peer != peer.identity.peer)
+        for stage in claimed.heard
+    )
+    findings = company.checker.check(claiming(company, peer, "deaf", heard=others))
+    assert "it heard others and not itself" in findings.findings[0].words
+    assert findings.findings[0].outcome is Outcome.UNRANKED
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"heard": ((b"no envelope",), ())}, "never announced"),
+        ({"heard": ()}, "other stages"),
+        ({"published": ()}, "other stages"),
+    ],
+)
+def test_commitment_to_what_nobody_can_have_heard_fails(company, changes, words):
+    assert_refused(company, claiming(company, company.peers[1], "unheard", **changes), words)
+
+
+def test_hearing_a_peer_twice_or_more_than_a_reader_takes_fails(company):
+    peer = company.peers[1]
+    heard = msgspec.msgpack.decode(peer.reports[-1].blob, type=Commitment).heard
+    twice = claiming(company, peer, "twice", heard=(heard[0] + heard[0][:1], heard[1]))
+    assert_refused(company, twice, "heard a peer twice")
+
+
+def test_model_that_is_not_the_swarms_fails_before_anything_is_loaded(company):
+    peer = company.peers[1]
+    build = msgspec.msgpack.decode(peer.reports[-1].blob, type=Commitment).build
+    for name in ("other/model", "tinyé"):
+        other = claiming(company, peer, "model", build=msgspec.structs.replace(build, model=name))
+        assert_refused(company, other, "not one of the swarm's")
+
+
+@pytest.mark.parametrize("changes", [{"revision": "refs/pr/7"}, {"four_bit": True, "lora": True}])
+def test_build_that_cannot_be_had_here_is_not_judged(company, changes):
+    peer = company.peers[1]
+    build = msgspec.msgpack.decode(peer.reports[-1].blob, type=Commitment).build
+    case = claiming(company, peer, "build", build=msgspec.structs.replace(build, **changes))
+    with pytest.raises(Undecided):
+        company.checker.check(case)
+
+
+def test_sizes_beyond_what_can_be_cost_the_auditor_nothing(company):
+    peer = company.peers[1]
+    claimed = msgspec.msgpack.decode(peer.reports[-1].blob, type=Commitment)
+    huge = msgspec.structs.replace(claimed.published[0], blob_bytes=2**47)
+    with pytest.raises(Withheld, match="more bytes than the stage allows"):
+        claiming(company, peer, "huge", published=(huge, *claimed.published[1:]))
+    part = msgspec.structs.replace(claimed.state_after.weights, size_bytes=2**47)
+    after = msgspec.structs.replace(claimed.state_after, weights=part)
+    changed = msgspec.structs.replace(claimed, state_after=after)
+    for data in (changed.head(), changed.encode()):
+        peer.exchange.put_blob(data)
+    fetching = company.fetching("huge", most_state_bytes=lambda build: 2**30)
+    with pytest.raises(Withheld, match="as none has"):
+        fetching.fetch(company.facts(peer, commitment=changed.root()))
+    assert fetching.fetched_bytes < 2**30
+
+
+def test_peer_that_serves_too_slowly_in_all_withholds(company):
+    fetching = company.fetching("slow")
+    fetching.seconds = 0.0
+    with pytest.raises(Withheld, match="did not come in the 0 seconds"):
+        fetching.fetch(company.facts(company.peers[1]))
+
+
+def test_states_that_could_not_be_kept_leave_the_round_unranked(company):
+    peer = company.peers[1]
+    claimed = msgspec.msgpack.decode(peer.reports[-1].blob, type=Commitment)
+    part = msgspec.structs.replace(claimed.state_after.weights, blob=bytes(32), size_bytes=0)
+    after = msgspec.structs.replace(claimed.state_after, weights=part)
+    findings = company.checker.check(claiming(company, peer, "unkept", state_after=after))
+    assert findings.outcome is Outcome.UNRANKED
+    assert [fault.check for fault in findings.faults] == [Check.AVAILABILITY]
+    assert [finding.check for finding in findings.findings] == [Check.COMMITMENT, Check.BATCH]
+
+
+def test_peer_that_ran_out_of_memory_on_the_way_claims_no_bits(company, monkeypatch):
+    peer = company.add()
+    learner = peer.training.learner
+    update = learner.update
+
+    def with_smaller_batches(groups):
+        learner.max_tokens_at_once = 64
+        return update(groups)
+
+    monkeypatch.setattr(learner, "update", with_smaller_batches)
+    company.play(*company.peers[:2], peer)
+    claimed = msgspec.msgpack.decode(peer.reports[-1].blob, type=Commitment)
+    assert claimed.audit_class is AuditClass.TOLERANT
+    assert company.audit(peer).outcome is Outcome.PASSED
 
 
 @pytest.mark.parametrize("field", ["own", "heard"])
@@ -191,8 +328,9 @@ def test_blobs_that_are_not_the_committed_ones_fail(company, field):
 def test_state_that_is_not_the_committed_one_fails(company, tmp_path):
     case = company.fetching().fetch(company.facts(company.peers[1]))
     (tmp_path / "spoiled").write_bytes(b"\xff" * 4096)
-    after = msgspec.structs.replace(case.state_after, weights=str(tmp_path / "spoiled"))
-    findings = company.checker.check(msgspec.structs.replace(case, state_after=after))
+    after = msgspec.structs.replace(case.states.after, weights=str(tmp_path / "spoiled"))
+    states = msgspec.structs.replace(case.states, after=after)
+    findings = company.checker.check(msgspec.structs.replace(case, states=states))
     assert outcomes(findings)[Check.STEP] is Outcome.FAILED
 
 

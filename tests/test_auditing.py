@@ -64,9 +64,10 @@ def begin(tmp_path, known):
                 process=None,
                 folder=tmp_path,
                 means=MEANS,
-                most_state_bytes=2**30,
+                most_state_bytes=lambda build: 2**30,
                 audit_class=audit_class,
                 now=lambda: 0.0,
+                is_registered=lambda peer: True,
                 set_auditors=lambda peers: None,
             )
         )

@@ -181,6 +181,10 @@ class Exchange:
         """Call whenever it changes who (digests) is assigned to audit this peer: they come before others."""
         self._peer.blob_server.set_auditors(peers)
 
+    def keep(self, digests: Collection[bytes]) -> None:
+        """Keep fetched blobs as long as own ones: what was heard has to be shown to auditors."""
+        self._peer.store.keep(digests)
+
     def announce(self, announcement: wire.Announcement) -> None:
         """Sign the announcement and store it in the DHT. The same one again is stored again, harmlessly.
 

@@ -19,6 +19,7 @@ import hashlib
 import os
 import threading
 import time
+from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,6 +83,19 @@ class BlobStore:
             except OSError as error:
                 raise ExchangeError(f"blob cannot be kept: {self.folder}: {error.strerror}") from error
         return digest
+
+    def keep(self, digests: Collection[bytes]) -> None:
+        """Count fetched blobs as own ones from now on; those that are not here stay away."""
+        with self._lock:
+            for digest in digests:
+                path = self._fetched / digest.hex()
+                if path not in self._files:
+                    continue
+                with suppress(OSError):
+                    path.replace(self._own / path.name)
+                    size_bytes = self._files[path].size_bytes
+                    self._forget(path)
+                    self._record(self._own / path.name, size_bytes)
 
     def get(self, digest: bytes) -> bytes | None:
         """The blob, or None if it is not here. One that the disk has spoiled is removed and not here."""

@@ -106,6 +106,12 @@ class Commitment(Struct, frozen=True, array_like=True, forbid_unknown_fields=Tru
     judges: tuple[Digest, ...] = ()
     reward_micros: U48
 
+    @property
+    def is_kept(self) -> bool:
+        """Whether the states are there to be served; a full disk may have kept them from that."""
+        states = (self.sampled_with, self.state_before, self.state_after)
+        return all(bytes(32) not in (files.weights.blob, files.optimizer.blob) for files in states)
+
     def encode(self) -> bytes:
         """The blob's bytes."""
         return msgspec.msgpack.encode(self)
