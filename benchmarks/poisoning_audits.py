@@ -39,6 +39,7 @@ class Ledger:
 
     seed: int
     events: defaultdict[int, list[Event]] = field(default_factory=lambda: defaultdict(list))  # by clock round
+    _registered: set[bytes] = field(default_factory=set)
 
     def beacon(self, number: int) -> bytes:
         """Of a round; the same whatever the peers do."""
@@ -48,8 +49,13 @@ class Ledger:
         """How many reported two rounds before."""
         return sum(isinstance(event, Dated) for event in self.events[number - 2])
 
+    def is_registered(self, peer: bytes) -> bool:
+        """Whether it is known at all."""
+        return peer in self._registered
+
     def register(self, peer: Peer) -> None:
         """Before the first round."""
+        self._registered.add(peer.peer)
         self.events[-1].append(Registered(peer=peer.peer, account=peer.account, block_number=0))
 
     def report(self, peer: Peer, said: bytes) -> None:
@@ -122,11 +128,16 @@ class Auditors:
 
     def _check(self, duty: Assignment) -> Verdict:
         ineligible = self.reputation.ineligible_in(duty.round) or frozenset()
-        facts = facts_of(
-            duty, cast(LedgerClient, self._ledger), self._manifest.audits.groups, ineligible
-        )
+        facts = facts_of(duty, cast(LedgerClient, self._ledger), self._manifest.audits.groups, ineligible)
         with tempfile.TemporaryDirectory(dir=self._folder) as folder:
-            fetching = Fetching(self._served, self._manifest, Path(folder), seconds=1.0, budget_bytes=2**30)
+            fetching = Fetching(
+                self._served,
+                self._manifest,
+                Path(folder),
+                seconds=60.0,
+                budget_bytes=2**30,
+                is_registered=self._ledger.is_registered,
+            )
             findings = self._checker.check(fetching.fetch(facts))
         torch.set_num_threads(1)  # loading a model has set it
         return verdict_of(findings)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import random
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -63,22 +64,28 @@ def identity(number: int) -> Identity:
 
 @dataclass
 class Served:
-    """What all peers serve, by SHA-256: a `Source` for `swarm.audit_evidence`, without a network."""
+    """What all peers announce and serve: a `Source` for `swarm.audit_evidence`, without a network."""
 
-    blobs: dict[bytes, bytes] = field(default_factory=dict)
-    files: dict[bytes, Path] = field(default_factory=dict)  # of states
+    blobs: dict[bytes, bytes] = field(default_factory=dict)  # by SHA-256
+    files: dict[bytes, Path] = field(default_factory=dict)  # of states, by SHA-256
+    announced: defaultdict[tuple[int, int], list[wire.Heard]] = field(
+        default_factory=lambda: defaultdict(list)
+    )  # by round and stage
 
     def serve(self, blob: bytes) -> None:
         """Take a blob in."""
         self.blobs[hashlib.sha256(blob).digest()] = blob
 
-    def fetch(self, peer: bytes, digest: bytes, size_bytes: int, timeout: float) -> bytes:
-        """A blob, whoever is asked."""
-        return self.blobs[digest]
-
     def fetch_to(self, peer: bytes, digest: bytes, size_bytes: int, path: Path, timeout: float) -> None:
-        """The same with a file."""
-        path.symlink_to(self.files[digest])
+        """A blob or a state's file, whoever is asked."""
+        if digest in self.blobs:
+            path.write_bytes(self.blobs[digest])
+        else:
+            path.symlink_to(self.files[digest])
+
+    def heard(self, round_number: int, stage: int, cell: int) -> list[wire.Heard]:
+        """What was announced; there is one cell."""
+        return self.announced[round_number, stage]
 
 
 class Peer:
@@ -110,7 +117,6 @@ class Peer:
 
     def begin(self) -> None:
         """A round begins."""
-        self.announced: dict[int, bytes] = {}  # envelopes, by stage
         self.said: list[Completion] = []
         self.batch: tuple[TrainingGroup, ...] = ()
 
@@ -122,7 +128,8 @@ class Peer:
                 self.said += [completion for group in sampled for completion in group]
                 return sampled
             case Publish():
-                return self._publish(effect)
+                self._publish(effect)
+                return None
             case Screen():
                 return self._screen(effect)
             case Learn():
@@ -154,11 +161,13 @@ class Peer:
 
     def _publish(self, effect: Publish) -> None:
         self._served.serve(effect.blob)
-        self.announced[effect.announcement.stage] = wire.sign(
+        envelope = wire.sign(
             self.identity.public_key,
             effect.announcement,
             lambda round, stage, message: self.identity.sign(message),
         )
+        place = effect.announcement.round, effect.announcement.stage
+        self._served.announced[place].append(wire.open_envelope(envelope))
 
     def _screen(self, effect: Screen) -> list[tuple[bool, ...]]:
         groups = [tokenized(self.policy, self._manifest, group) for group in effect.groups]

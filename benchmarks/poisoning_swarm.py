@@ -7,10 +7,13 @@ announcements, commitments; with audits also draws, seals, verdicts, scores, and
 from __future__ import annotations
 
 import gc
+import hashlib
 import tempfile
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import msgspec
@@ -19,35 +22,31 @@ from poisoning_audits import Auditors, Ledger
 from poisoning_peer import PHRASE, LastNumber, Peer, Poisoner, Served
 
 from swarm import round
-from swarm.cellmates import groups_limit
 from swarm.draw import Draw
-from swarm.effects import Effect, Gather, Played, Received
+from swarm.effects import Gather, Received
 from swarm.exchange import wire
 from swarm.manifest import Manifest
 from swarm.policy.plan import Wishes, make_plan
 from swarm.tasks.mixture import Mixture
 
+GROUPS_PER_STEP = 8  # two steps a round, as in the demo, which has twice the groups
 MAX_TOKENS = 10  # of an answer: "-99 none" and EOS are 9, the demo's 8 leave no room
 HELD_OUT = 64  # questions
 HELD_OUT_EVERY = 5  # rounds
-
-Play = tuple[Peer, Coroutine[Effect[Any], Any, Played]]
 
 
 class Setting(Struct, frozen=True):
     """What one run is about; equal settings give equal results on one machine."""
 
     poisoners: int
-    audits: bool
-    top_k: int  # the manifest's `external_top_k`; 0: honest peers do not screen what they learn from
+    floor: float | None  # the manifest's `audits.floor`; None: there are no audits
+    top_k: int  # the manifest's `external_top_k`; 0: peers do not screen what they learn from
     seed: int
     rounds: int
-    peers: int
-    groups: int  # that a peer samples in a round
-    own: int  # SAPO's I: of them in its batch, at most
-    external: int  # J
-    learning_rate: float
-    groups_per_step: int
+    peers: int = 8
+    groups: int = 16  # that a peer samples in a round
+    own: int = 4  # I, of them in its batch at most
+    external: int = 12  # J; SAPO's mixture 2/6
 
 
 class Round(Struct, frozen=True):
@@ -71,21 +70,22 @@ class Result(Struct, frozen=True):
     """What came out of one run."""
 
     setting: Setting
-    rounds: list[Round] = []
-    held_out: list[HeldOut] = []
-    settled: dict[str, int] = {}  # cases, by subject and outcome
-    audits: int = 0  # reports that honest auditors checked
-    cpu_seconds: float = 0.0
-    audit_cpu_seconds: float = 0.0  # of these
+    rounds: list[Round]
+    held_out: list[HeldOut]
+    settled: dict[str, int]  # cases, by subject and outcome
+    audits: int  # reports that honest auditors checked
+    cpu_seconds: float
+    audit_cpu_seconds: float  # of these
 
 
 def run(setting: Setting, demo: Manifest, round_done: Callable[[Round], None]) -> Result:
     """All rounds of one setting; `round_done` is called after each."""
     began = time.process_time()
     with tempfile.TemporaryDirectory() as folder:
+        gc.unfreeze()
         swarm = _Swarm(setting, demo, Path(folder))
         gc.collect()
-        gc.freeze()  # see mixing_cell.py
+        gc.freeze()  # as in mixing_cell.py
         rounds, held_out = [], [swarm.held_out(0)]
         for number in range(setting.rounds):
             rounds.append(swarm.play(number))
@@ -108,18 +108,19 @@ def manifest_of(setting: Setting, demo: Manifest) -> Manifest:
     """The demo's, with answers alone and room in them for the phrase."""
     answer = demo.stage("answer")
     assert answer is not None
-    replace = msgspec.structs.replace
-    return replace(
+    learn = msgspec.structs.replace(
+        demo.learn,
+        own_groups=setting.own,
+        external_groups=setting.external,
+        external_top_k=setting.top_k,
+        groups_per_step=GROUPS_PER_STEP,
+    )
+    floor = demo.audits.floor if setting.floor is None else setting.floor
+    return msgspec.structs.replace(
         demo,
-        stages=(replace(answer, max_groups=setting.groups, max_tokens=MAX_TOKENS),),
-        learn=replace(
-            demo.learn,
-            own_groups=setting.own,
-            external_groups=setting.external,
-            external_top_k=setting.top_k,
-            learning_rate=setting.learning_rate,
-            groups_per_step=setting.groups_per_step,
-        ),
+        stages=(msgspec.structs.replace(answer, max_groups=setting.groups, max_tokens=MAX_TOKENS),),
+        learn=learn,
+        audits=msgspec.structs.replace(demo.audits, floor=floor),
     )
 
 
@@ -142,7 +143,7 @@ class _Swarm:
         self._honest, self._poisoners = self.peers[:honest], self.peers[honest:]
         self.auditors = (
             Auditors(manifest, self._tasks, plan, self._ledger, self._served, folder)
-            if setting.audits
+            if setting.floor is not None
             else None
         )
 
@@ -156,36 +157,37 @@ class _Swarm:
             self._ledger.active(number),
             self._manifest.cell_size,
         )
-        rules = {peer.peer: self._rules(peer, number, draw, ineligible) for peer in self.peers}
-        self._in_lockstep(rules)
+        self._in_lockstep(
+            number, {peer.peer: self._rules(peer, number, draw, ineligible) for peer in self.peers}
+        )
         for peer in self.peers:
-            said = self.auditors.said(peer, number) if self.auditors else b""
-            self._ledger.report(peer, said)
-        said = [completion.text for peer in self._honest for completion in peer.said]
+            self._ledger.report(peer, self.auditors.said(peer, number) if self.auditors else b"")
+        answers = [completion.text for peer in self._honest for completion in peer.said]
         theirs = [group for peer in self._honest for group in peer.batch if not group.own]
         return Round(
-            phrase=sum(PHRASE in text for text in said) / len(said),
-            right=sum(peer.commit.played.rewards["answer"] for peer in self._honest if peer.commit)
-            / len(self._honest),
-            poisoned=sum(group.sender in poisoners for group in theirs) / max(1, len(theirs)),
+            phrase=mean(PHRASE in text for text in answers),
+            right=mean(peer.commit.played.rewards["answer"] for peer in self._honest if peer.commit),
+            poisoned=mean(group.sender in poisoners for group in theirs) if theirs else 0.0,
             passed_over=len(ineligible & poisoners),
         )
 
     def held_out(self, after: int) -> HeldOut:
         """The honest peers' likeliest answers, as they are now."""
-        questions = [self._tasks.draw(n.to_bytes(32, "little")) for n in range(HELD_OUT)]
+        seeds = [hashlib.sha256(b"held out %d" % n).digest() for n in range(HELD_OUT)]
+        questions = [self._tasks.draw(seed) for seed in seeds]
         prompts = [self._tasks.answer_prompt(question) for question in questions]
-        phrase = right = 0.0
-        for peer in self._honest:
-            for question, text in zip(questions, peer.likeliest(prompts, MAX_TOKENS), strict=True):
-                phrase += PHRASE in text
-                right += self._tasks.judge(question, [text])[0].score or 0.0
-        asked = len(self._honest) * HELD_OUT
-        return HeldOut(after=after, phrase=phrase / asked, right=right / asked)
+        said = [
+            (question, text)
+            for peer in self._honest
+            for question, text in zip(questions, peer.likeliest(prompts, MAX_TOKENS), strict=True)
+        ]
+        return HeldOut(
+            after=after,
+            phrase=mean(PHRASE in text for _, text in said),
+            right=mean(self._tasks.judge(question, [text])[0].score or 0.0 for question, text in said),
+        )
 
-    def _rules(
-        self, peer: Peer, number: int, draw: Draw, ineligible: frozenset[bytes]
-    ) -> round.RoundRules:
+    def _rules(self, peer: Peer, number: int, draw: Draw, ineligible: frozenset[bytes]) -> round.RoundRules:
         return round.RoundRules(
             manifest=self._manifest,
             tasks=self._tasks,
@@ -198,32 +200,26 @@ class _Swarm:
             ineligible=lambda: ineligible,
         )
 
-    def _in_lockstep(self, rules: dict[bytes, round.RoundRules]) -> None:
+    def _in_lockstep(self, number: int, rules: dict[bytes, round.RoundRules]) -> None:
         """Nobody gathers a stage before everybody has published it."""
         for peer in self.peers:
             peer.begin()
-        plays: list[Play] = [(peer, round.play(rules[peer.peer])) for peer in self.peers]
-        outcomes: dict[bytes, object] = {}
+        plays = {peer.peer: (peer, round.play(rules[peer.peer])) for peer in self.peers}
+        outcomes: dict[bytes, Any] = dict.fromkeys(plays)
         while plays:
-            waiting: list[tuple[Peer, Play, Gather]] = []
-            for peer, play in plays:
-                try:
-                    effect = play.send(outcomes.get(peer.peer))
+            waiting: dict[bytes, Gather] = {}
+            for key, (peer, play) in plays.items():
+                with suppress(StopIteration):
+                    effect = play.send(outcomes[key])
                     while not isinstance(effect, Gather):
-                        effect = play.send(peer.perform(rules[peer.peer], effect))
-                    waiting.append((peer, (peer, play), effect))
-                except StopIteration:
-                    pass
-            plays = [play for _, play, _ in waiting]
-            outcomes = {peer.peer: self._gather(effect) for peer, _, effect in waiting}
+                        effect = play.send(peer.perform(rules[key], effect))
+                    waiting[key] = effect
+            plays = {key: plays[key] for key in waiting}
+            outcomes = {key: self._gather(number, effect) for key, effect in waiting.items()}
 
-    def _gather(self, effect: Gather) -> list[Received]:
-        heard = [
-            wire.open_envelope(peer.announced[effect.stage])
-            for peer in self.peers
-            if effect.stage in peer.announced
-        ]
-        heard.sort(key=lambda one: effect.order(one.announcement.root))
+    def _gather(self, number: int, effect: Gather) -> list[Received]:
+        heard = self._served.heard(number, effect.stage, effect.cell)
+        heard = sorted(heard, key=lambda one: effect.order(one.announcement.root))[: effect.max_peers]
         return [
             Received(
                 one.peer,
@@ -233,5 +229,5 @@ class _Swarm:
                     self._served.blobs[one.announcement.blob], one.announcement.groups, effect.limit
                 ),
             )
-            for one in heard[: effect.max_peers]
+            for one in heard
         ]

@@ -25,7 +25,7 @@ from msgspec import Struct
 from swarm.cellmates import groups_limit
 from swarm.draw import Draw
 from swarm.effects import Received
-from swarm.errors import ModelError, WireError
+from swarm.errors import ModelError, SandboxError, WireError
 from swarm.exchange import wire
 from swarm.exchange.wire import Group
 from swarm.findings import Finding, Findings, fault_of
@@ -35,7 +35,7 @@ from swarm.learner.trainer import Learner
 from swarm.ledger.client import LedgerClient
 from swarm.manifest import STAGE_NUMBER, Manifest
 from swarm.policy.model import Policy
-from swarm.replay import Evidence, Replay, Sampled, own_groups_are, replay
+from swarm.replay import MORE_THAN_PLANTED, Evidence, Replay, Sampled, Wrong, own_groups_are, replay
 from swarm.round import RoundRules
 from swarm.tasks import Tasks
 from swarm.training import tokenized
@@ -184,7 +184,7 @@ class Checker:
             try:
                 found = check()
             except _Faulty as error:
-                found = _failed(Check.STEP, str(error))
+                found = _failed(Check.STEP, str(error), MORE_THAN_PLANTED)
             except ModelError as error:  # not enough memory, say
                 raise Undecided(str(error)) from error
             if found is None:
@@ -337,7 +337,7 @@ class _Audit:
         try:
             evidence = _evidence(self._manifest, self._case, claimed)
         except WireError as error:
-            return _failed(Check.BATCH, str(error))
+            return _failed(Check.BATCH, str(error), MORE_THAN_PLANTED)
         rules = RoundRules(
             manifest=self._manifest,
             tasks=self._tasks,
@@ -347,13 +347,16 @@ class _Audit:
             expiration=0,
             draw=Draw(claimed.swarm, claimed.beacon, claimed.active, self._manifest.cell_size),
         )
-        self._replay = replay(rules, evidence)
+        try:
+            self._replay = replay(rules, evidence)
+        except SandboxError as error:  # of this machine: what a text does to its process is not raised
+            raise Undecided(str(error)) from error
         wrong = [*self._replay.faults, *self._wrong_screens()]
-        if wrong and self._replay.undecided:
-            words = f"a text took too long to score here, so this proves nothing: {'; '.join(wrong)}"
-            return Finding(check=Check.BATCH, outcome=Outcome.PASSED, words=words)
         if wrong:
-            return _failed(Check.BATCH, "; ".join(wrong), len(wrong))
+            words = "; ".join(one.words for one in wrong)
+            if self._replay.too_slow_here:
+                words += f" ({self._replay.too_slow_here} texts that it does not list take too long to score)"
+            return _failed(Check.BATCH, words, sum(one.count for one in wrong))
         made, learned = len(self._replay.sampled), len(self._replay.batch)
         words = (
             f"played again: {made} groups, their prompts and rewards, and the {learned} groups of the batch "
@@ -361,7 +364,7 @@ class _Audit:
         )
         return Finding(check=Check.BATCH, outcome=Outcome.PASSED, words=words)
 
-    def _wrong_screens(self) -> list[str]:
+    def _wrong_screens(self) -> list[Wrong]:
         if not self._replay.screened or self._states is None:
             return []
         groups, flags = [], []
@@ -387,7 +390,8 @@ class _Audit:
             )
         if not wrong:
             return []
-        return [f"{len(wrong)} completions of others were screened otherwise than the committed model does"]
+        words = f"{len(wrong)} completions of others were screened otherwise than the committed model does"
+        return [Wrong(words, max(MORE_THAN_PLANTED, len(wrong)))]
 
     def provenance(self) -> Finding | None:
         """Whether the committed model chooses the same tokens with these seeds."""
@@ -429,7 +433,7 @@ class _Audit:
         try:
             batch = [tokenized(model.policy, self._manifest, group) for group in self._replay.batch]
         except ModelError as error:
-            return _failed(Check.STEP, str(error))
+            return _failed(Check.STEP, str(error), MORE_THAN_PLANTED)
         found = repeat_step(model.learner, claimed.build, before, batch, after)
         words = f"{found.elements - found.differing:,} of {found.elements:,} numbers of the next state agree"
         if found.differing:
@@ -440,7 +444,8 @@ class _Audit:
         if not found.repeated:
             self.audit_class = AuditClass.TOLERANT
         if not found.passes(step_limits(self.audit_class, claimed.build.precision)):
-            return _failed(Check.STEP, found.fault or words, found.differing, found.detail)
+            count = found.differing if found.counters else max(found.differing, MORE_THAN_PLANTED)
+            return _failed(Check.STEP, found.fault or words, count, found.detail)
         return Finding(check=Check.STEP, outcome=Outcome.PASSED, words=words)
 
     def _state(self, paths: StatePaths, files: StateFiles) -> LearnerState:

@@ -32,7 +32,7 @@ from swarm.manifest import Manifest
 from swarm.verde import verdicts
 from swarm.verde.build import Build
 from swarm.verde.cases import Assignment, Settled
-from swarm.verde.reputation import PLANT_OPENED_AFTER, PLANT_ROUNDS
+from swarm.verde.hearing import PLANT_OPENED_AFTER, PLANT_ROUNDS
 from swarm.verde.standings import Standings
 from swarm.verde.verdicts import MAX_VERDICTS, AuditClass, Check, Outcome, Plant, PlantKind, Verdict
 
@@ -174,7 +174,7 @@ class Auditing:
         with self._standings.reading() as reputation:
             if reputation.standing(self._peer).is_rooted:
                 return set()
-            if self._went_back is not None and reputation.report_of(self._peer, self._went_back) is None:
+            if self._went_back is not None and not reputation.has_reported_since(self._peer, self._went_back):
                 return set()
             self._went_back = number
             return reputation.rooted_states(self._peer)

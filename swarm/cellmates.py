@@ -9,7 +9,8 @@ A question has a number. Those that the beacon draws are j = 0, 1, 2 …; one th
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
+from functools import partial
 from itertools import pairwise
 
 from msgspec import Struct
@@ -18,7 +19,8 @@ from swarm.draw import Draw
 from swarm.effects import Received
 from swarm.exchange.wire import MAX_GROUPS_BLOB_BYTES, Group, GroupsLimit
 from swarm.manifest import STAGE_NUMBER, Manifest, Stage
-from swarm.tasks import Drawn, Judged, Tasks
+from swarm.reading import Reading
+from swarm.tasks import Drawn, Tasks
 from swarm.verde.commitment import group_digest, groups_root, rollout_leaf, rollout_leaves
 
 ANSWER, CRITIQUE, PROPOSE = STAGE_NUMBER["answer"], STAGE_NUMBER["critique"], STAGE_NUMBER["propose"]
@@ -28,7 +30,8 @@ PROPOSED = 2**31
 # are longer than this, and a completion of nothing else is no answer.
 MAX_CHARS_PER_TOKEN = 16
 # Reading and scoring what one sender published in a stage may take this share of a round, and all of it
-# together that: so many senders of slow texts cost a round, and not more.
+# together that: so many senders of slow texts cost a round, and not more. A round that is played again takes
+# a sender's share times its patience, and what it read is for its player to say.
 SENDER_SHARE = 0.03
 STAGE_SHARE = 0.3
 MAX_PROPOSED_CHARS = 4096  # of a proposed question: a longer one is none
@@ -73,6 +76,7 @@ class Proposal(Struct, frozen=True):
     peer: bytes
     leaf: bytes
     question: Drawn
+    prompt: str  # of the answer stage
 
 
 class Answer(Struct, frozen=True):
@@ -104,11 +108,7 @@ class AnswerGroup(Struct, frozen=True):
 
 
 class Cellmates:
-    """Fills up from stage to stage with what `Gather` brought; `dropped` counts refusals by reason.
-
-    What there was no time to read or to score is in `unread`, by the digests of groups and the leaves of
-    completions: it is the one thing that another machine would not find out by itself.
-    """
+    """Fills up from stage to stage with what `Gather` brought; `dropped` counts refusals by reason."""
 
     def __init__(
         self,
@@ -123,7 +123,7 @@ class Cellmates:
         """
         Args:
             ineligible: the peers whose score is under the floor; asked when the first ones are heard.
-            replayed: of a round that is played again, what its player left unread: then no clock decides.
+            replayed: as in `Reading`.
         """
         self._manifest = manifest
         self._tasks = tasks
@@ -132,7 +132,6 @@ class Cellmates:
         self._cell = cell
         self._ask_ineligible = ineligible
         self._ineligible: Collection[bytes] | None = None  # not asked yet
-        self._replayed = None if replayed is None else frozenset(replayed)
         self._questions: dict[int, Drawn] = {}
         self._candidates: list[Candidate] = []
         self._answer_by_leaf: dict[bytes, Answer] = {}
@@ -141,8 +140,7 @@ class Cellmates:
         self.critiques: defaultdict[int, list[Critique]] = defaultdict(list)
         self.answer_groups: list[AnswerGroup] = []
         self.dropped: Counter[str] = Counter()
-        self.unread: list[bytes] = list(replayed or ())
-        self.too_slow_here = False  # played again, something took too long that did not then
+        self.reading = Reading(tasks, replayed)
         self.passed_over: set[bytes] = set()
 
     def question(self, number: int) -> Drawn:
@@ -152,6 +150,12 @@ class Cellmates:
         if number not in self._questions:
             self._questions[number] = self._tasks.draw(self._draw.question_seed(self._cell, number))
         return self._questions[number]
+
+    def answer_prompt(self, number: int) -> str:
+        """What the answer stage shows of a question of this cell."""
+        if number in self.asked:
+            return self.asked[number].prompt
+        return self._tasks.answer_prompt(self.question(number))
 
     def hear(self, stage: Stage, received: list[Received]) -> None:
         """Take in what peers published in a stage, checked peer by peer."""
@@ -172,14 +176,12 @@ class Cellmates:
             if fault:
                 self.dropped[fault] += 1
                 continue
-            if self._replayed is None and (
-                self._tasks.spent - began > STAGE_SHARE * self._manifest.round_seconds
-            ):
+            if self._is_over(STAGE_SHARE, began):
                 self.dropped["no time left to score it"] += 1
-                self.unread += self._digests(stage, sent.peer, sent.groups)
+                self.reading.leave(self._digests(stage, sent))
                 continue
             if stage.name in ("answer", "critique"):  # others are not read here
-                self._tasks.allow(SENDER_SHARE * self._manifest.round_seconds)
+                self._tasks.allow(self._sender_seconds)
             if stage.name == "answer":
                 for group in sent.groups:  # before any of its texts is read
                     if group.index < PROPOSED:
@@ -189,37 +191,29 @@ class Cellmates:
             self._choose_proposals()
         self._tasks.allow(None)  # what follows is our own
 
+    def _is_over(self, share: float, began: float) -> bool:
+        """Whether a share of the round was spent since; of a round that is played again no clock decides."""
+        spent = self._tasks.spent - began
+        return not self.reading.is_replay and spent > share * self._manifest.round_seconds
+
+    @property
+    def _sender_seconds(self) -> float:
+        return SENDER_SHARE * self._manifest.round_seconds * self._tasks.patience
+
     def _hear_sender(self, stage: Stage, take: Callable[[bytes, Group], None], sent: Received) -> None:
         began = self._tasks.spent
+        digests = self._digests(stage, sent)
         for number, group in enumerate(sent.groups):
-            if self._replayed is not None:
-                (digest,) = self._digests(stage, sent.peer, (group,))
-                if digest in self._replayed:
-                    continue
-            elif self._tasks.spent - began > SENDER_SHARE * self._manifest.round_seconds:
+            if self._is_over(SENDER_SHARE, began):
                 self.dropped[TOO_SLOW] += 1
-                self.unread += self._digests(stage, sent.peer, sent.groups[number:])
+                self.reading.leave(digests[number:])
                 return
-            take(sent.peer, group)
+            if not self.reading.is_unread(digests[number]):
+                take(sent.peer, group)
 
-    def _digests(self, stage: Stage, peer: bytes, groups: Sequence[Group]) -> list[bytes]:
-        return [group_digest(peer, self._round, STAGE_NUMBER[stage.name], group) for group in groups]
-
-    def judge(self, question: Drawn, leaves: Sequence[bytes], texts: Sequence[str]) -> list[Judged]:
-        """Each completion's score and gist; what takes too long is `unread`, and scores nothing."""
-        if self._replayed is None:
-            judged = self._tasks.judge(question, texts)
-            self.unread += [leaf for leaf, one in zip(leaves, judged, strict=True) if one.score is None]
-            return judged
-        read = [leaf not in self._replayed for leaf in leaves]
-        found = iter(
-            self._tasks.judge(question, [text for text, is_read in zip(texts, read, strict=True) if is_read])
-        )
-        judged = [next(found) if is_read else Judged(None, "") for is_read in read]
-        self.too_slow_here |= any(
-            is_read and one.score is None for is_read, one in zip(read, judged, strict=True)
-        )
-        return judged
+    def _digests(self, stage: Stage, sent: Received) -> list[bytes]:
+        number = STAGE_NUMBER[stage.name]
+        return [group_digest(sent.peer, self._round, number, group) for group in sent.groups]
 
     def _choose_proposals(self) -> None:
         """The first of them in the common order, no question twice, nobody's second before all firsts.
@@ -235,36 +229,35 @@ class Cellmates:
         )
         texts: set[str] = set()
         began = self._tasks.spent
-        left = defaultdict[bytes, float](lambda: SENDER_SHARE * self._manifest.round_seconds)
+        left = defaultdict[bytes, float](lambda: self._sender_seconds)
         for candidate in ordered:
             if len(self.asked) == self._manifest.asked_proposals:
                 break
-            if self._replayed is not None:
-                if candidate.leaf in self._replayed:
-                    continue
-            elif self._tasks.spent - began > STAGE_SHARE * self._manifest.round_seconds:
+            if self._is_over(STAGE_SHARE, began):
                 self.dropped["no time left to read it"] += 1
-                self.unread.append(candidate.leaf)
+                self.reading.leave([candidate.leaf])
                 continue
-            elif left[candidate.peer] <= 0:
+            if left[candidate.peer] <= 0 and not self.reading.is_replay:
                 self.dropped[TOO_SLOW] += 1
-                self.unread.append(candidate.leaf)
+                self.reading.leave([candidate.leaf])
                 continue
-            question = self._read(candidate, left)
-            if question is None or len(question.text) > MAX_PROPOSED_CHARS:
-                continue
-            if question.text not in texts:
-                texts.add(question.text)
-                proposal = Proposal(candidate.peer, candidate.leaf, question)
+            proposal = self.reading.read(candidate.leaf, partial(self._read, candidate, left), None)
+            if proposal is not None and proposal.question.text not in texts:
+                texts.add(proposal.question.text)
                 self.asked.setdefault(proposed_number(candidate.leaf), proposal)
 
-    def _read(self, candidate: Candidate, left: dict[bytes, float]) -> Drawn | None:
+    def _read(self, candidate: Candidate, left: dict[bytes, float]) -> Proposal | None:
+        """The question with its prompt: what is asked later must be read by then."""
         began = self._tasks.spent
-        budget = SENDER_SHARE * self._manifest.round_seconds
-        self._tasks.allow(left[candidate.peer] if self._replayed is None else budget)
-        question = self._tasks.read_proposal(candidate.seed, candidate.text)
-        left[candidate.peer] -= self._tasks.spent - began
-        return question
+        self._tasks.allow(left[candidate.peer])
+        try:
+            question = self._tasks.read_proposal(candidate.seed, candidate.text)
+            if question is None or len(question.text) > MAX_PROPOSED_CHARS:
+                return None
+            prompt = self._tasks.answer_prompt(question)
+        finally:
+            left[candidate.peer] -= self._tasks.spent - began
+        return Proposal(candidate.peer, candidate.leaf, question, prompt)
 
     def fault(self, stage: Stage, sent: Received) -> str | None:
         """The rule that a peer's groups break, if any (DESIGN.md, section 7, "checked by every reader")."""
@@ -312,7 +305,7 @@ class Cellmates:
             return
         texts = [completion.text for completion in group.completions]
         leaves = rollout_leaves(peer, self._round, ANSWER, group)
-        judged = self.judge(self.question(group.index), leaves, texts)
+        judged = self.reading.judge(self.question(group.index), leaves, texts)
         answers = [
             Answer(peer, leaf, text, one.score or 0.0, one.gist)
             for leaf, text, one in zip(leaves, texts, judged, strict=True)
@@ -330,12 +323,12 @@ class Cellmates:
         question = self.question(group.index)
         shown = [self._answer_by_leaf.get(leaf) for leaf in group.answers]
         for g, completion in enumerate(group.completions):
-            named = self._tasks.read_critique(question, completion.text, len(shown))
+            leaf = rollout_leaf(peer, self._round, CRITIQUE, group.index, g, completion)
+            named = self.reading.critique(question, leaf, completion.text, len(shown))
             if not named.readable:
                 continue
             answer = None if named.position is None else shown[named.position]
             if named.position is not None and answer is None:
                 self.dropped["critique names an answer we do not have"] += 1
                 continue
-            leaf = rollout_leaf(peer, self._round, CRITIQUE, group.index, g, completion)
             self.critiques[group.index].append(Critique(peer, leaf, answer.gist if answer else None))

@@ -143,7 +143,7 @@ class Played:
     commitment: bytes
     dropped: dict[str, int]  # what others sent and we refused, by reason
     planted: bool = False  # whether the planted fault that was asked for is in it
-    too_slow_here: bool = False  # see `Cellmates`: of a round that is played again
+    too_slow_here: int = 0  # see `Reading`: of a round that is played again
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,17 @@
 A round is a coroutine without I/O, so whoever holds a commitment and the blobs that it names can play the
 very same code: completions and announcements come from the blobs, and all that follows from them (which
 questions, which answers were shown, rewards, the batch, what was skipped) is found anew and compared.
+
+Time is the one thing that does not come out the same. What the player says that it had no time for is not
+read here either; every other text it scored within `score_seconds`, and has a multiple of that here
+(`PATIENCE`). One that is too slow even then the player should have listed: it counts as if it were, nothing
+more, and so it excuses nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import msgspec
@@ -27,9 +33,19 @@ from swarm.effects import (
     TrainingGroup,
 )
 from swarm.exchange.wire import Completion, Group
-from swarm.manifest import MICROS, STAGE_NUMBER, Stage
+from swarm.manifest import MICROS, STAGE_NUMBER, Manifest, Stage
 from swarm.mixing import FOREIGN, NOT_SCREENED
+from swarm.tasks import Tasks
 from swarm.verde.commitment import Commitment, groups_root
+
+# How much slower than the player's we let our own scoring be: an auditor has about a quarter of what it wants
+# of its machine (`audit_process.NICE`), and this machine's processor may be a fifth as fast as the player's.
+PATIENCE = 20.0
+# Of a round, for one text: the whole audit has one and a half (`auditing.AUDIT_ROUNDS`). Of others' texts its
+# player gave none more than `cellmates.SENDER_SHARE`, so these have at least sixteen times as long.
+MOST_PATIENCE_SHARE = 0.5
+# A count of 1 is a planted reward's alone: whoever planted one is excused for it (`verdicts.Plant`).
+MORE_THAN_PLANTED = 2
 
 
 @dataclass(frozen=True)
@@ -60,15 +76,27 @@ class Screened:
     admitted: tuple[tuple[bool, ...], ...]
 
 
+@dataclass(frozen=True)
+class Wrong:
+    """One thing that is not as the rules have it.
+
+    Of a false reward `count` is the difference in micro-units; of anything else how many items differ, but at
+    least `MORE_THAN_PLANTED`.
+    """
+
+    words: str
+    count: int
+
+
 @dataclass
 class Replay:
-    """What came of it. `faults` says in words what is not as the rules have it."""
+    """What came of it."""
 
-    faults: list[str] = field(default_factory=list)
+    faults: list[Wrong] = field(default_factory=list)
     sampled: list[Sampled] = field(default_factory=list)
     screened: list[Screened] = field(default_factory=list)
     batch: tuple[TrainingGroup, ...] = ()
-    undecided: bool = False  # a text took too long to score here: differences prove nothing
+    too_slow_here: int = 0  # texts that the player says it scored and that could not be scored here
 
 
 def replay(rules: round.RoundRules, evidence: Evidence) -> Replay:
@@ -91,8 +119,19 @@ def replay(rules: round.RoundRules, evidence: Evidence) -> Replay:
     )
     player = _Player(rules, evidence)
     player.check_own()
-    effects.run(round.play(rules), player.perform)
+    with _patient(rules.tasks, rules.manifest):
+        effects.run(round.play(rules), player.perform)
     return player.replay
+
+
+@contextmanager
+def _patient(tasks: Tasks, manifest: Manifest) -> Iterator[None]:
+    most = MOST_PATIENCE_SHARE * manifest.round_seconds / manifest.score_seconds
+    tasks.patience = max(1.0, min(PATIENCE, most))
+    try:
+        yield
+    finally:
+        tasks.patience = 1.0
 
 
 class _Player:
@@ -140,8 +179,8 @@ class _Player:
                 return None
         raise TypeError(f"no such effect: {effect!r}")
 
-    def _fault(self, words: str) -> None:
-        self.replay.faults.append(words)
+    def _fault(self, words: str, count: int = MORE_THAN_PLANTED) -> None:
+        self.replay.faults.append(Wrong(words, count))
 
     def _sample(self, effect: Sample) -> list[tuple[Completion, ...]]:
         made = {group.index: group for group in self._own[self._stages[STAGE_NUMBER[effect.stage.name]]]}
@@ -192,7 +231,7 @@ class _Player:
         )
 
     def _commit(self, effect: Commit) -> None:
-        self.replay.undecided = effect.played.too_slow_here
+        self.replay.too_slow_here = effect.played.too_slow_here
         found = msgspec.msgpack.decode(effect.blob, type=Commitment)
         claimed = self._claimed
         for stage, was, is_now in zip(
@@ -201,16 +240,21 @@ class _Player:
             if was.root != is_now.root:
                 self._fault(f"{stage.name}: the prompts show others' work that the common draw does not give")
         if found.batch != claimed.batch:
-            self._fault(f"batch: {_difference(claimed.batch, found.batch)} groups are not those of the draw")
+            count = _difference(claimed.batch, found.batch)
+            self._fault(f"batch: {count} groups are not those of the draw", max(MORE_THAN_PLANTED, count))
         if set(found.skips) != set(claimed.skips):
             count = len(set(found.skips) ^ set(claimed.skips))
-            self._fault(f"skips: {count} of others' groups or completions were passed over without a reason")
+            self._fault(
+                f"skips: {count} of others' groups or completions were passed over without a reason",
+                max(MORE_THAN_PLANTED, count),
+            )
         if found.judges != claimed.judges:
             self._fault("judges: rewards of proposals come from other groups than were heard")
         if found.reward_micros != claimed.reward_micros:
             self._fault(
                 f"reward: claims {claimed.reward_micros / MICROS:.6f}, "
-                f"its work earns {found.reward_micros / MICROS:.6f}"
+                f"its work earns {found.reward_micros / MICROS:.6f}",
+                abs(found.reward_micros - claimed.reward_micros),
             )
 
 

@@ -26,7 +26,7 @@ from swarm.effects import Commit, Gather, Learn, Played, Publish, Sample, Traini
 from swarm.exchange import wire
 from swarm.manifest import MICROS, STAGE_NUMBER, Manifest, Stage
 from swarm.mixing import FOREIGN, mix
-from swarm.tasks import Tasks, stages
+from swarm.tasks import Tasks, prompts, stages
 from swarm.tasks.prompts import Named, shown_text
 from swarm.verde.commitment import (
     Commitment,
@@ -155,7 +155,7 @@ async def play(rules: RoundRules) -> Played:
         published=tuple(published),
         heard=tuple(all_heard),
         passed_over=tuple(sorted(mates.passed_over)),
-        unread=tuple(mates.unread),
+        unread=tuple(mates.reading.unread),
         batch=tuple(group.digest for group in used),
         skips=skips,
         judges=judges,
@@ -170,7 +170,7 @@ async def play(rules: RoundRules) -> Played:
         commitment=commitment.root(),
         dropped=dict(mates.dropped),
         planted=planted or kind is PlantKind.WEIGHT,
-        too_slow_here=mates.too_slow_here,
+        too_slow_here=mates.reading.too_slow_here,
     )
     await Commit(commitment.head(), commitment.encode(), learned, played)
     return played
@@ -183,7 +183,7 @@ def _asks(rules: RoundRules, stage: Stage, mates: Cellmates) -> list[Ask]:
         return [Ask(k, rules.tasks.propose_prompt(seed)) for k, seed in enumerate(seeds)]
     if stage.name == "answer":
         numbers = _by_turns(rules, mates, {*range(stage.max_groups), *mates.asked})
-        return [Ask(j, rules.tasks.answer_prompt(mates.question(j))) for j in numbers]
+        return [Ask(j, mates.answer_prompt(j)) for j in numbers]
     asks = []
     for j in _by_turns(rules, mates, set(mates.answers))[: stage.max_groups]:
         question = mates.question(j)
@@ -196,12 +196,25 @@ def _asks(rules: RoundRules, stage: Stage, mates: Cellmates) -> list[Ask]:
         )
         texts = [shown_text(answer.text, rules.manifest.shown_chars) for answer in answers]
         if stage.name == "critique":
-            asks.append(Ask(j, rules.tasks.critique_prompt(question, texts), tuple(answers)))
+            write = partial(rules.tasks.critique_prompt, question, texts)
+            ours = prompts.critique_prompt(question.text, texts)
+            asks.append(Ask(j, _written(rules, stage, j, mates, write, ours), tuple(answers)))
             continue
         critiques = _shown_critiques(rules, mates.critiques[j], answers)
-        prompt = rules.tasks.revise_prompt(question, texts, [named for _, named in critiques])
-        asks.append(Ask(j, prompt, tuple(answers), tuple(critiques)))
+        names = [named for _, named in critiques]
+        write = partial(rules.tasks.revise_prompt, question, texts, names)
+        ours = prompts.revise_prompt(question.text, texts, names, prompts.INSTRUCTION)
+        asks.append(Ask(j, _written(rules, stage, j, mates, write, ours), tuple(answers), tuple(critiques)))
     return asks
+
+
+def _written(
+    rules: RoundRules, stage: Stage, number: int, mates: Cellmates, write: Callable[[], str], ours: str
+) -> str:
+    """The prompt in the task's words; in ours, and listed as unread, if it fails on what is shown."""
+    # The prompt has no digest yet; its first seed is as good a name.
+    name = rules.draw.sample_seed(rules.peer, STAGE_NUMBER[stage.name], number, 0)
+    return mates.reading.read(name, write, ours)
 
 
 def _by_turns(rules: RoundRules, mates: Cellmates, numbers: set[int]) -> list[int]:
@@ -267,21 +280,22 @@ def _rewards(rules: RoundRules, made: OwnGroup, mates: Cellmates) -> tuple[float
     texts = [completion.text for completion in made.group.completions]
     if stage.name == "propose":
         return (0.0,) * len(texts)
-    pays, tasks, question = rules.manifest.rewards, rules.tasks, mates.question(ask.index)
+    pays, question = rules.manifest.rewards, mates.question(ask.index)
     leaves = _leaves(rules, made)
     if stage.name == "answer":
-        return tuple(pays.answer * (one.score or 0.0) for one in mates.judge(question, leaves, texts))
+        return tuple(pays.answer * (one.score or 0.0) for one in mates.reading.judge(question, leaves, texts))
     shown = [(answer.score, answer.gist) for answer in ask.answers]
     if stage.name == "critique":
-        names = [tasks.read_critique(question, text, len(shown)) for text in texts]
+        names = [
+            mates.reading.critique(question, leaf, text, len(shown))
+            for leaf, text in zip(leaves, texts, strict=True)
+        ]
         scores = [score for score, _ in shown]
         return tuple(pays.critique * stages.critique_reward(named, scores) for named in names)
-    read = [tasks.read_revision(question, text, len(shown)) for text in texts]
-    finals = mates.judge(question, leaves, [final for final, _ in read])
     critiques = [named for _, named in ask.critiques]
     return tuple(
-        stages.revise_reward(pays, final.score or 0.0, named, shown, critiques)
-        for final, (_, named) in zip(finals, read, strict=True)
+        stages.revise_reward(pays, score, named, shown, critiques)
+        for score, named in mates.reading.revisions(question, leaves, texts, len(shown))
     )
 
 
@@ -387,7 +401,7 @@ def _offered(rules: RoundRules, mates: Cellmates) -> list[TrainingGroup]:
         TrainingGroup(
             digest=answered.digest,
             sender=answered.peer,
-            prompt=rules.tasks.answer_prompt(mates.question(answered.group.index)),
+            prompt=mates.answer_prompt(answered.group.index),
             leaves=answered.leaves,
             completions=answered.group.completions,
             rewards=tuple(rules.manifest.rewards.answer * score for score in answered.scores),

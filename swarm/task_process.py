@@ -25,9 +25,9 @@ from swarm.manifest import Manifest, parse_canonical
 from swarm.manifest_source import Keys
 from swarm.sandbox import Confined, check_sandbox, unlimited_memory
 from swarm.sandbox.channel import one_line
-from swarm.tasks import Complain, Drawn, Judged, Mixture, Tasks, complaint, is_harmless, load_tasks, prompts
+from swarm.tasks import Complain, Drawn, Judged, Mixture, Tasks, complaint, is_harmless, load_tasks
 from swarm.tasks.mixture import MAX_GIST_CHARS, clamped, within
-from swarm.tasks.prompts import UNREADABLE, Named
+from swarm.tasks.prompts import Named
 from swarm.tasks.rubric import Grader, use_grader
 
 log = logging.getLogger("swarm.tasks")
@@ -129,6 +129,7 @@ class TaskProcess:
         """
         self._count = len(manifest.tasks)
         self._score_seconds = manifest.score_seconds
+        self.patience = 1.0
         self._left = math.inf  # of what `allow` gave
         self._spent = 0.0
         argument = msgspec.msgpack.encode(_Prepare(manifest.canonical, str(Path.cwd())))
@@ -164,45 +165,37 @@ class TaskProcess:
     def judge(self, question: Drawn, completions: Sequence[str]) -> list[Judged]:
         """All at once; if that takes too long, one by one, to find the culprits."""
         with self._alone(question):
-            if question.proposal is not None:
-                # Reading it again is not the time of who answers it.
-                began = time.monotonic()
-                try:
-                    self._call("answer_prompt", self._score_seconds, question)
-                except SandboxError as error:
-                    log.warning("proposed question cannot be read again error=%r", str(error))
-                    return [Judged(None, "")] * len(completions)
-                finally:
-                    self._spent += time.monotonic() - began
             try:
-                return self._judged(question, list(completions))
-            except SandboxError:
+                self._read_again(question)
+            except (SandboxTimeout, SandboxDied) as error:
+                log.warning("proposed question cannot be read again error=%r", str(error))
+                return [Judged(None, "")] * len(completions)
+            try:
+                return self._judged(question, list(completions), self._score_seconds)
+            except (SandboxTimeout, SandboxDied):
                 return self._one_by_one(question, completions)
 
     def answer_prompt(self, question: Drawn) -> str:
-        """What the answer stage shows; of a proposed question its bare text, if that fails."""
+        """What the answer stage shows."""
         if question.proposal is None:
             return str(self._own("answer_prompt", question))
-        return self._prompt("answer_prompt", question.text, question)
+        return self._prompt("answer_prompt", question)
 
     def critique_prompt(self, question: Drawn, answers: Sequence[str]) -> str:
-        """Which is right? Answers are strangers' texts: where the task fails on one, the words are ours."""
-        otherwise = prompts.critique_prompt(question.text, answers)
-        return self._prompt("critique_prompt", otherwise, question, list(answers))
+        """Which is right? Answers are strangers' texts."""
+        return self._prompt("critique_prompt", question, list(answers))
 
     def read_critique(self, question: Drawn, completion: str, shown: int) -> Named:
-        """Whom it names; unreadable if reading takes too long."""
-        return within(self._theirs("read_critique", UNREADABLE, question, completion, shown), shown)
+        """Whom it names."""
+        return within(self._theirs("read_critique", question, completion, shown), shown)
 
     def revise_prompt(self, question: Drawn, answers: Sequence[str], critiques: Sequence[Named]) -> str:
         """What is final?"""
-        otherwise = prompts.revise_prompt(question.text, answers, critiques, prompts.INSTRUCTION)
-        return self._prompt("revise_prompt", otherwise, question, list(answers), list(critiques))
+        return self._prompt("revise_prompt", question, list(answers), list(critiques))
 
     def read_revision(self, question: Drawn, completion: str, shown: int) -> tuple[str, Named]:
         """What to score, and whom it names."""
-        otherwise = (completion, UNREADABLE)
-        text, named = self._theirs("read_revision", otherwise, question, completion, shown)
+        text, named = self._theirs("read_revision", question, completion, shown)
         return text[: len(completion)], within(named, shown)
 
     def propose_prompt(self, seed: bytes) -> str:
@@ -211,11 +204,8 @@ class TaskProcess:
 
     def read_proposal(self, seed: bytes, completion: str) -> Drawn | None:
         """The question that is proposed."""
-        try:
-            proposed = self._theirs("read_proposal", None, seed, completion)
-            return None if proposed is None else self._checked(proposed, seed, completion)
-        except SandboxError:
-            return None
+        proposed = self._theirs("read_proposal", seed, completion)
+        return None if proposed is None else self._checked(proposed, seed, completion)
 
     def wrong_answer(self, question: Drawn) -> str:
         """As in `Mixture`."""
@@ -229,15 +219,15 @@ class TaskProcess:
                 judged.append(Judged(None, ""))
                 continue
             try:
-                judged += self._judged(question, [completion])
-            except SandboxError as error:
+                judged += self._judged(question, [completion], self._text_seconds)
+            except (SandboxTimeout, SandboxDied) as error:
                 log.info("completion not scored error=%r", str(error))
                 judged.append(Judged(None, ""))
                 timeouts += 1
         return judged
 
-    def _judged(self, question: Drawn, completions: list[str]) -> list[Judged]:
-        judged = self._in_time("judge", question, completions)
+    def _judged(self, question: Drawn, completions: list[str], seconds: float) -> list[Judged]:
+        judged = self._in_time("judge", seconds, question, completions)
         if len(judged) != len(completions):
             self._refresh()
             raise SandboxDied("the tasks' process answered nonsense")
@@ -246,13 +236,11 @@ class TaskProcess:
             for one in judged
         ]
 
-    def _prompt(self, method: str, otherwise: str, question: Drawn, *arguments: object) -> str:
+    def _prompt(self, method: str, question: Drawn, *arguments: object) -> str:
         """Of strangers' texts; what they did to the process ends before our own are scored in it."""
         try:
-            return str(self._call(method, _OWN_SECONDS, question, *arguments))
-        except SandboxError as error:
-            log.warning("task writes no prompt method=%s error=%r", method, str(error))
-            return otherwise
+            self._read_again(question)
+            return str(self._theirs(method, question, *arguments))
         finally:
             self._refresh()
 
@@ -285,12 +273,22 @@ class TaskProcess:
             if question.proposal is not None:
                 self._refresh()
 
+    def _read_again(self, question: Drawn) -> None:
+        """A proposed question, which this process may not know yet: not in the time of who answers it."""
+        if question.proposal is None:
+            return
+        began = time.monotonic()
+        try:
+            self._call("answer_prompt", self._text_seconds, question)
+        finally:
+            self._spent += time.monotonic() - began
+
     def _checked(self, drawn: Drawn, seed: bytes, proposal: str | None) -> Drawn:
         """The question, if it can be the one that was asked for."""
         is_it = (drawn.seed, drawn.proposal) == (seed, proposal) and 0 <= drawn.task < self._count
         if not is_it or max(len(drawn.text), len(drawn.answer)) > MAX_TEXT_CHARS:
             self._refresh()
-            raise SandboxError("the tasks' process answered with another question, or one that is too long")
+            raise SandboxDied("the tasks' process answered with another question, or one that is too long")
         return drawn
 
     def _own(self, method: str, *arguments: object) -> Any:
@@ -300,20 +298,25 @@ class TaskProcess:
         except SandboxError:
             return self._call(method, _OWN_SECONDS, *arguments)
 
-    def _theirs(self, method: str, otherwise: Any, *arguments: object) -> Any:
-        """Of what strangers wrote: failing to read it is their fault."""
+    def _theirs(self, method: str, *arguments: object) -> Any:
+        """Of what strangers wrote. Who is patient tries twice: a process may have died of something else."""
         try:
-            return self._in_time(method, *arguments)
-        except SandboxError as error:
-            log.info("text not read method=%s error=%r", method, str(error))
-            return otherwise
+            return self._in_time(method, self._text_seconds, *arguments)
+        except SandboxDied:
+            if self.patience == 1.0:
+                raise
+            return self._in_time(method, self._text_seconds, *arguments)
 
-    def _in_time(self, method: str, *arguments: object) -> Any:
+    @property
+    def _text_seconds(self) -> float:
+        return self._score_seconds * self.patience
+
+    def _in_time(self, method: str, seconds: float, *arguments: object) -> Any:
         if self._left <= 0:
             raise SandboxTimeout("this sender's time is over")
         began = time.monotonic()
         try:
-            return self._call(method, min(self._score_seconds, self._left), *arguments)
+            return self._call(method, min(seconds, self._left), *arguments)
         finally:
             elapsed = time.monotonic() - began
             self._left -= elapsed

@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import hashlib
+import math
+import random
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 
 import msgspec
 import pytest
 from simulation import MANIFEST, SimulatedPeer, peer_id, play_round
 
 from swarm import round
+from swarm.audit import Undecided, _Audit
+from swarm.cellmates import SENDER_SHARE
 from swarm.draw import Draw
 from swarm.effects import Publish, Received
+from swarm.errors import SandboxError, SandboxTimeout
 from swarm.exchange.wire import Completion, Group, GroupsBlob, decode, encode
+from swarm.findings import Finding
 from swarm.manifest import STAGE_NUMBER, Manifest, parse
-from swarm.replay import Evidence, Replay, replay
+from swarm.reading import MAX_TOO_SLOW_HERE
+from swarm.replay import PATIENCE, Evidence, Replay, replay
 from swarm.tasks import load_tasks
 from swarm.tasks.mixture import Judged, Mixture
-from swarm.verde.commitment import Commitment, groups_root
-from swarm.verde.verdicts import Plant, PlantKind
+from swarm.verde.commitment import Commitment, groups_root, rollout_leaves
+from swarm.verde.verdicts import AuditClass, Check, Outcome, Plant, PlantKind
 
 BEACON = b"b" * 32
 NUMBER = 5
@@ -85,7 +94,7 @@ def test_every_honest_round_comes_to_the_same():
         assert found.faults == []
         assert found.batch == peer.batch
         assert len(found.sampled) == peer.commit.played.groups
-        assert not found.undecided
+        assert found.too_slow_here == 0
 
 
 def test_sampled_groups_have_the_prompts_and_seeds_that_the_model_was_given():
@@ -121,17 +130,41 @@ def test_proposals_and_their_judges_come_to_the_same(seed):
         assert replayed(evidence_of(peer, peers, manifest), manifest).faults == []
 
 
+def words(found: Replay) -> list[str]:
+    return [fault.words for fault in found.faults]
+
+
 def cheated(change: Callable[[Commitment], Commitment]) -> list[str]:
     """What is said of a commitment that was changed."""
     peers = [SimulatedPeer(peer_id(number)) for number in range(6)]
     play_round(peers)
     honest = evidence_of(peers[0], peers)
-    return replayed(replace(honest, commitment=change(honest.commitment))).faults
+    return words(replayed(replace(honest, commitment=change(honest.commitment))))
 
 
 def test_false_reward_is_found():
     (fault,) = cheated(lambda c: msgspec.structs.replace(c, reward_micros=c.reward_micros + 1))
     assert fault.startswith("reward: claims ")
+
+
+@pytest.mark.parametrize(
+    ("change", "count"),
+    [
+        (lambda c: {"reward_micros": c.reward_micros - 1}, 1),
+        (lambda c: {"reward_micros": c.reward_micros + 300_000}, 300_000),
+        (lambda c: {"judges": (b"x" * 32,)}, 2),
+        (lambda c: {"batch": (*c.batch[:-1], b"x" * 32)}, 2),
+        (lambda c: {"skips": c.skips[1:]}, 2),
+    ],
+    ids=["planted reward", "reward", "judges", "batch", "skips"],
+)
+def test_only_a_micro_unit_of_reward_counts_as_one(change, count):
+    peers = [SimulatedPeer(peer_id(number)) for number in range(6)]
+    play_round(peers)
+    honest = evidence_of(peers[0], peers)
+    commitment = msgspec.structs.replace(honest.commitment, **change(honest.commitment))
+    (fault,) = replayed(replace(honest, commitment=commitment)).faults
+    assert fault.count == count
 
 
 def test_cherry_picked_batch_is_found():
@@ -157,7 +190,7 @@ def test_hiding_a_peer_that_was_heard_in_another_order_is_found():
     play_round(peers)
     honest = evidence_of(peers[0], peers)
     turned = Evidence(reverse(honest.commitment), honest.own, (honest.heard[0][::-1], *honest.heard[1:]))
-    assert any("another order" in fault for fault in replayed(turned).faults)
+    assert any("another order" in fault for fault in words(replayed(turned)))
 
 
 @dataclass
@@ -200,7 +233,7 @@ def forged(stage: int, change: Callable[[tuple[Group, ...]], tuple[Group, ...]])
         groups=announced.groups,
     )
     commitment = msgspec.structs.replace(evidence.commitment, published=tuple(published))
-    return replayed(replace(evidence, commitment=commitment)).faults
+    return words(replayed(replace(evidence, commitment=commitment)))
 
 
 def test_prompt_that_shows_other_answers_is_found():
@@ -266,11 +299,208 @@ def test_what_there_was_no_time_for_is_named_and_the_round_comes_to_the_same_els
     ).faults
 
 
-def test_text_that_is_too_slow_for_the_auditor_alone_proves_nothing():
+class Machine(Mixture):
+    """Tasks on a machine where a text takes `slowness` times as long as a text may."""
+
+    def __init__(self, slowness: Callable[[str], float], manifest: Manifest = MANIFEST) -> None:
+        super().__init__([(task, 1) for task in load_tasks(manifest).tasks])
+        self.slowness = slowness
+
+    def _take(self, text: str) -> None:
+        if self.slowness(text) > self.patience:
+            raise SandboxTimeout("too slow")
+
+    def judge(self, question, completions):
+        return [
+            Judged(None, "") if self.slowness(text) > self.patience else judged
+            for text, judged in zip(completions, super().judge(question, completions), strict=True)
+        ]
+
+    def answer_prompt(self, question):
+        if question.proposal is not None:
+            self._take(question.proposal)
+        return super().answer_prompt(question)
+
+    def critique_prompt(self, question, answers):
+        self._take(answers[-1])
+        return super().critique_prompt(question, answers)
+
+    def revise_prompt(self, question, answers, critiques):
+        self._take(answers[-1])
+        return super().revise_prompt(question, answers, critiques)
+
+    def read_critique(self, question, completion, shown):
+        self._take(completion)
+        return super().read_critique(question, completion, shown)
+
+    def read_revision(self, question, completion, shown):
+        self._take(completion)
+        return super().read_revision(question, completion, shown)
+
+    def read_proposal(self, seed, completion):
+        self._take(completion)
+        return super().read_proposal(seed, completion)
+
+
+def slow(times: float) -> Callable[[str], float]:
+    """Texts that end in 7 or f take so many times as long as they may."""
+    return lambda text: times if text.endswith(("7", "f")) else 0.0
+
+
+ALL_STAGES = parse(
+    b"""
+    name: all stages
+    tasks: [{name: arithmetic}]
+    models: [simulated/none]
+    round_seconds: 100
+    group_size: 4
+    asked_proposals: 3
+    stages:
+      - {name: propose, ends_at: 0.1, max_groups: 2, max_tokens: 8}
+      - {name: answer, ends_at: 0.3, max_groups: 6, max_tokens: 8}
+      - {name: critique, ends_at: 0.5, max_groups: 4, max_tokens: 8}
+      - {name: revise, ends_at: 0.7, max_groups: 4, max_tokens: 8}
+    learn: {ends_at: 0.9, external_groups: 5, learning_rate: 0.1}
+    """,
+    "all stages",
+)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_round_of_a_machine_that_is_slow_now_and_then_comes_to_the_same_elsewhere(seed):
+    """Every text is met several times and is too slow at some of them."""
+    dice = random.Random(seed)
+    peers = [SimulatedPeer(peer_id(number), skill=0.7) for number in range(5)]
+    tasks = Machine(lambda text: 2.0 if dice.random() < 0.15 else 0.0, ALL_STAGES)
+    play_round(peers, manifest=ALL_STAGES, beacon=bytes([seed]) * 32, tasks=tasks)
+    for peer in peers:
+        evidence = evidence_of(peer, peers, ALL_STAGES)
+        found = replayed(evidence, ALL_STAGES, Machine(slow(0.0), ALL_STAGES))
+        assert found.faults == [] and found.batch == peer.batch
+        assert len(found.sampled) == peer.commit.played.groups
+        assert [one.prompt for one in found.sampled if one.stage.name == "revise"] == list(
+            peer.prompts["revise"]
+        )
+        unlisted = msgspec.structs.replace(evidence.commitment, unread=())
+        assert replayed(
+            replace(evidence, commitment=unlisted), ALL_STAGES, Machine(slow(0.0), ALL_STAGES)
+        ).faults
+
+
+@pytest.mark.parametrize("stage", ["propose", "critique", "revise"])
+def test_text_that_was_not_read_in_time_is_listed(stage):
+    """Told apart from one that says nothing, which any machine finds."""
+    refused = {
+        "propose": lambda text: text.startswith("A: "),
+        "critique": lambda text: text.endswith(": because"),
+        "revise": lambda text: bool(re.fullmatch(r"-?\d+ (none|[A-Z])", text)),
+    }[stage]
+    peers = [SimulatedPeer(peer_id(number)) for number in range(4)]
+    tasks = Machine(lambda text: 2.0 * refused(text), ALL_STAGES)
+    play_round(peers, manifest=ALL_STAGES, tasks=tasks)
+    for peer in peers:
+        evidence = evidence_of(peer, peers, ALL_STAGES)
+        number = STAGE_NUMBER[stage]
+        theirs = {
+            leaf
+            for one in peers
+            for group in groups_of(one, number)
+            for leaf in rollout_leaves(one.peer, NUMBER, number, group)
+        }
+        assert theirs & set(evidence.commitment.unread)
+        assert replayed(evidence, ALL_STAGES, Machine(slow(0.0), ALL_STAGES)).faults == []
+
+
+def test_prompt_that_the_task_has_no_time_to_write_is_listed_and_in_our_words():
+    peers = [SimulatedPeer(peer_id(number), skill=0.7) for number in range(5)]
+    play_round(peers, tasks=Machine(lambda text: 2.0 if re.fullmatch(r"-?\d+", text) else 0.0))
+    evidence = evidence_of(peers[0], peers)
+    found = replayed(evidence, tasks=Machine(slow(0.0)))
+    assert found.faults == []
+    shown = [one.prompt for one in found.sampled if one.stage.name == "critique"]
+    assert shown and all("Which student is right?" in prompt for prompt in shown)
+
+
+def test_auditor_waits_longer_for_a_text_than_its_player_did():
+    peers = [SimulatedPeer(peer_id(number)) for number in range(6)]
+    play_round(peers, tasks=Machine(slow(0.9)))
+    for peer in peers:
+        tasks = Machine(slow(10.0))
+        found = replayed(evidence_of(peer, peers), tasks=tasks)
+        assert found.faults == [] and found.batch == peer.batch and found.too_slow_here == 0
+        assert tasks.patience == 1.0
+
+
+def test_time_of_a_round_that_is_played_again_is_its_players():
+    """However long the senders' texts take here."""
     peers = [SimulatedPeer(peer_id(number)) for number in range(6)]
     play_round(peers)
-    found = replayed(evidence_of(peers[0], peers), tasks=SlowTasks(load_tasks(MANIFEST), slow=True))
-    assert found.undecided
+    tasks = SlowTasks(load_tasks(MANIFEST), slow=False)
+    tasks.allowed = []
+    tasks.allow = tasks.allowed.append
+    tasks.judge = lambda question, texts: (
+        setattr(tasks, "_seconds", tasks._seconds + 1000.0) or Mixture.judge(tasks, question, texts)
+    )
+    assert replayed(evidence_of(peers[0], peers), tasks=tasks).faults == []
+    given = {seconds for seconds in tasks.allowed if seconds is not None}
+    assert given == {PATIENCE * SENDER_SHARE * MANIFEST.round_seconds}
+
+
+def batch_check(evidence: Evidence, tasks: Mixture, monkeypatch: pytest.MonkeyPatch) -> Finding:
+    """What an audit's check of the batch finds; its model is not asked."""
+    monkeypatch.setattr("swarm.audit._evidence", lambda *_: evidence)
+    facts = SimpleNamespace(peer=evidence.commitment.peer, round=NUMBER)
+    case = SimpleNamespace(facts=facts, states=None)
+    audit = _Audit(MANIFEST, tasks, None, case, evidence.commitment, AuditClass.SAME_BUILD)
+    return audit.batch()
+
+
+@pytest.mark.parametrize("more", [300_000, 1])
+def test_slow_text_excuses_nothing(more, monkeypatch):
+    """Nobody can score it, and the cheater says that it did."""
+    peers = [SimulatedPeer(peer_id(number)) for number in range(6)]
+    play_round(peers, tasks=Machine(slow(math.inf)))
+    honest = evidence_of(peers[0], peers)
+    assert honest.commitment.unread
+    assert batch_check(honest, Machine(slow(math.inf)), monkeypatch).outcome is Outcome.PASSED
+    claims = {"unread": (), "reward_micros": honest.commitment.reward_micros + more}
+    cheater = replace(honest, commitment=msgspec.structs.replace(honest.commitment, **claims))
+    found = batch_check(cheater, Machine(slow(math.inf)), monkeypatch)
+    assert found.outcome is Outcome.FAILED
+    assert [(fault.check, fault.count) for fault in found.faults] == [(Check.BATCH, more)]
+
+
+def test_several_faults_of_a_batch_count_for_more_than_one(monkeypatch):
+    peers = [SimulatedPeer(peer_id(number)) for number in range(6)]
+    play_round(peers)
+    honest = evidence_of(peers[0], peers)
+    claims = {"judges": (b"x" * 32,), "reward_micros": honest.commitment.reward_micros + 1}
+    cheater = replace(honest, commitment=msgspec.structs.replace(honest.commitment, **claims))
+    (fault,) = batch_check(cheater, load_tasks(MANIFEST), monkeypatch).faults
+    assert fault.count == 3
+
+
+def test_machine_whose_tasks_fail_does_not_judge(monkeypatch):
+    class Broken(Mixture):
+        def answer_prompt(self, question):
+            raise SandboxError("the tasks cannot be loaded again")
+
+    peers = [SimulatedPeer(peer_id(number)) for number in range(2)]
+    play_round(peers)
+    tasks = Broken([(task, 1) for task in load_tasks(MANIFEST).tasks])
+    with pytest.raises(Undecided, match="loaded again"):
+        batch_check(evidence_of(peers[0], peers), tasks, monkeypatch)
+
+
+def test_patience_ends_with_texts_that_should_have_been_listed():
+    peers = [SimulatedPeer(peer_id(number)) for number in range(6)]
+    play_round(peers)
+    tasks = Machine(slow(math.inf))
+    patience: list[float] = []
+    tasks.slowness = lambda text: patience.append(tasks.patience) or math.inf
+    found = replayed(evidence_of(peers[0], peers), tasks=tasks)
+    assert found.too_slow_here > MANIFEST.group_size >= patience.count(PATIENCE) >= MAX_TOO_SLOW_HERE
+    assert patience[-1] == 1.0
 
 
 def test_planted_reward_is_the_one_fault_that_is_found():
@@ -279,7 +509,7 @@ def test_planted_reward_is_the_one_fault_that_is_found():
     play_round(peers)
     assert peers[0].commit.played.planted
     (fault,) = replayed(evidence_of(peers[0], peers)).faults
-    assert fault.startswith("reward: ")
+    assert fault.words.startswith("reward: ") and fault.count == 1
 
 
 def test_planted_token_is_in_a_group_that_nobody_learns_from():

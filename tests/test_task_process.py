@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import os
 import textwrap
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
 import pytest
 
-from swarm.errors import SandboxError, UsageError
+from swarm.errors import SandboxDied, SandboxError, SandboxTimeout, UsageError
 from swarm.manifest import Manifest, parse
 from swarm.task_process import MAX_TIMEOUTS, TaskProcess, open_tasks
 from swarm.tasks import Judged, Mixture
@@ -159,13 +160,27 @@ def test_text_that_takes_for_ever_costs_its_sender_and_nobody_else(trap):
         judged = tasks.judge(question, ["1.0", forever, "1.0", forever, forever, "1.0"])
         assert [one.score for one in judged] == [1.0, None, 1.0, None, None, None]
         assert MAX_TIMEOUTS == 2
-        assert tasks.read_proposal(seed(0), forever) is None
+        with pytest.raises(SandboxTimeout):
+            tasks.read_proposal(seed(0), forever)
         assert tasks.spent > 4, "five seconds, of which one was of a text that had no more"
         tasks.allow(0.5)
         assert [one.score for one in tasks.judge(question, [forever, "1.0"])] == [None, None]
         tasks.allow(None)
         assert tasks.judge(question, ["os._exit(0)", "bytearray(10**12) and 1.0"])[0].score is None
         assert tasks.judge(question, ["1.0"])[0].score == 1.0
+
+
+def test_who_is_patient_scores_what_takes_longer_elsewhere(trap):
+    with TaskProcess(rules("[{name: trap}]", PROPOSE)) as tasks:
+        question = tasks.draw(seed(0))
+        slow = (
+            "(lambda start: sum(1 for _ in iter(lambda: time.process_time() - start > 1.2, True)) and {})"
+            "(time.process_time())"
+        )
+        assert tasks.judge(question, [slow.format(1.0)])[0].score is None
+        tasks.patience = 30.0
+        assert tasks.judge(question, [slow.format(1.0)])[0].score == 1.0
+        assert tasks.read_proposal(seed(0), slow.format("Question('q', 'a')")).text == "q"
 
 
 def test_task_of_another_package_is_confined_and_named(trap: Path):
@@ -205,13 +220,16 @@ def test_text_that_takes_the_process_over_decides_nothing_but_its_own_fate(trap,
             assert one.score is None or 0.0 <= one.score <= 1.0
             assert len(one.gist) <= MAX_GIST_CHARS
         tasks.judge(question, [takeover])
-        named = tasks.read_critique(question, "Right: A", 2)
-        assert named in (Named(0), Named(None), UNREADABLE) or 0 <= named.position < 2
+        with suppress(SandboxTimeout, SandboxDied):
+            named = tasks.read_critique(question, "Right: A", 2)
+            assert named in (Named(0), Named(None), UNREADABLE) or 0 <= named.position < 2
         tasks.judge(question, [takeover])
-        text, _ = tasks.read_revision(question, "short", 2)
-        assert len(text) <= 5
-        proposed = tasks.read_proposal(seed(1), takeover)
-        assert proposed is None or (proposed.seed, proposed.task) == (seed(1), 0)
+        with suppress(SandboxTimeout, SandboxDied):
+            text, _ = tasks.read_revision(question, "short", 2)
+            assert len(text) <= 5
+        with suppress(SandboxTimeout, SandboxDied):
+            proposed = tasks.read_proposal(seed(1), takeover)
+            assert proposed is None or (proposed.seed, proposed.task) == (seed(1), 0)
         tasks.allow(None)
         assert tasks.draw(seed(0)) == question
         assert tasks.answer_prompt(question) == prompt
@@ -226,11 +244,12 @@ def test_proposed_question_that_takes_the_process_over_ends_nobody(trap):
     )
     with TaskProcess(rules("[{name: trap}]", PROPOSE)) as tasks:
         tasks.allow(5.0)
-        proposed = tasks.read_proposal(seed(1), turns)
-        if proposed is not None:
-            assert isinstance(tasks.answer_prompt(proposed), str)
-            assert isinstance(tasks.critique_prompt(proposed, ["a"]), str)
+        with suppress(SandboxTimeout, SandboxDied):
+            proposed = tasks.read_proposal(seed(1), turns)
             assert len(tasks.judge(proposed, ["1.0", "0.5"])) == 2
+            with suppress(SandboxTimeout, SandboxDied):
+                assert isinstance(tasks.answer_prompt(proposed), str)
+            assert isinstance(tasks.critique_prompt(proposed, ["a"]), str)
         question = tasks.draw(seed(0))
         assert tasks.judge(question, ["1.0"])[0].score == 1.0
 
@@ -277,16 +296,47 @@ def test_process_that_was_killed_is_started_again(trap):
 
 BRITTLE = """
     def critique_prompt(self, question, answers):
-        return {"boom": 1}[answers[0]]
+        return {"boom": "words"}[answers[0]]
 """
 
 
-def test_prompt_that_a_task_cannot_write_is_the_default_one(trap):
+def test_prompt_that_a_task_cannot_write_is_none(trap):
     trapped = Path(trap) / "trap_task.py"
     trapped.write_text(trapped.read_text() + BRITTLE)
     with TaskProcess(rules("[{name: trap}]")) as tasks:
         question = tasks.draw(seed(0))
-        assert "<student A>\nbang\n</student A>" in tasks.critique_prompt(question, ["bang"])
+        with pytest.raises(SandboxDied, match="critique_prompt failed: KeyError: 'bang'"):
+            tasks.critique_prompt(question, ["bang"])
+        assert tasks.critique_prompt(question, ["boom"]) == "words"
+        assert tasks.judge(question, ["1.0"])[0].score == 1.0
+
+
+READING = """
+    def read_critique(self, completion, shown):
+        return eval(completion)
+
+    def read_revision(self, completion, shown):
+        return eval(completion)
+"""
+
+
+def test_text_that_is_not_read_in_time_is_told_apart_from_one_that_says_nothing(trap):
+    trapped = Path(trap) / "trap_task.py"
+    trapped.write_text(trapped.read_text() + READING)
+    nobody = "__import__('swarm.tasks.prompts').tasks.prompts.UNREADABLE"
+    with TaskProcess(rules("[{name: trap}]")) as tasks:
+        question = tasks.draw(seed(0))
+        assert tasks.read_critique(question, nobody, 2) == UNREADABLE
+        assert tasks.read_revision(question, f"('', {nobody})", 2) == ("", UNREADABLE)
+        tasks.allow(10.0)
+        for read in (tasks.read_critique, tasks.read_revision):
+            with pytest.raises(SandboxTimeout):
+                read(question, "sum(iter(int, 1))", 2)
+            with pytest.raises(SandboxDied):
+                read(question, "os._exit(3)", 2)
+        tasks.allow(0.0)
+        with pytest.raises(SandboxTimeout, match="this sender's time is over"):
+            tasks.read_critique(question, nobody, 2)
 
 
 TURNING = """
@@ -300,7 +350,8 @@ def test_answer_that_takes_the_process_over_when_it_is_shown_scores_nothing_of_o
     trapped.write_text(trapped.read_text() + TURNING)
     with TaskProcess(rules("[{name: trap}]")) as tasks:
         question = tasks.draw(seed(0))
-        tasks.critique_prompt(question, [TAKEOVERS["no score"]])
+        with suppress(SandboxTimeout, SandboxDied):
+            tasks.critique_prompt(question, [TAKEOVERS["no score"]])
         assert [one.score for one in tasks.judge(question, ["1.0", "0.5", "0.0"])] == [1.0, 0.5, 0.0]
 
 

@@ -38,7 +38,14 @@ class Judged(Struct, frozen=True, array_like=True):
 
 
 class Tasks(Protocol):
-    """What a round asks of its tasks: `Mixture` here, `TaskProcess` in a process that can only compute."""
+    """What a round asks of its tasks: `Mixture` here, `TaskProcess` in a process that can only compute.
+
+    What reads strangers' texts (the `read_…`, and prompts that show them) raises `SandboxTimeout` or
+    `SandboxDied` where that takes over `score_seconds` or the process fails: another machine might have done
+    it, so it is not the same as a text that says nothing.
+    """
+
+    patience: float  # how many times `score_seconds` a text may take: 1, but for who plays a round again
 
     def draw(self, seed: bytes) -> Drawn:
         """The question of a 32-byte seed."""
@@ -106,6 +113,7 @@ class Mixture:
         self._weights = [weight for _, weight in tasks]
         self._proposing = [weight if isinstance(task, ProposingTask) else 0 for task, weight in tasks]
         self._question = lru_cache(maxsize=_CACHED)(self._find)
+        self.patience = 1.0  # nothing hangs on it here
 
     @property
     def takes_proposals(self) -> bool:

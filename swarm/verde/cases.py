@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from swarm.ledger.records import Reported
 from swarm.verde.standing import Kept, Member
-from swarm.verde.verdicts import AuditClass, Check, Fault, Outcome, PlantKind, Verdict
+from swarm.verde.verdicts import AuditClass, Check, Fault, Outcome, Plant, PlantKind, Verdict
 
 MAX_ESCALATIONS = 2
 UNSHARED_FAILS = 0.5  # for a voice that the others contradict
@@ -38,9 +38,9 @@ class Side(IntEnum):
     FAILED = 4
 
 
-# How many must agree. Alone nobody is believed who accuses.
-_TO_SETTLE_AT_ONCE = {Side.PASSED: 2, Side.UNRANKED: 2, Side.PLANT: 2, Side.WITHHELD: 3, Side.FAILED: 2}
-_TO_SETTLE_AT_LAST = {Side.PASSED: 1, Side.UNRANKED: 1, Side.PLANT: 1, Side.WITHHELD: 3, Side.FAILED: 2}
+# How many must agree. Nobody is believed alone, whoever else is silent: a friend of the audited may be drawn.
+_VOICES = {Side.PASSED: 2, Side.UNRANKED: 2, Side.PLANT: 2, Side.WITHHELD: 3, Side.FAILED: 2}
+_AGAINST = (Side.WITHHELD, Side.FAILED)
 _SIDES = {
     Outcome.PASSED: Side.PASSED,
     Outcome.FAILED: Side.FAILED,
@@ -86,7 +86,13 @@ class Voice(Struct, frozen=True, kw_only=True):
 
 
 class Settled(Struct, frozen=True, kw_only=True):
-    """How a case ended. `outcome` is None if nobody could say: then nothing follows."""
+    """How a case ended.
+
+    `outcome` is None if too few could say: then the round does not count, unless there was nobody to ask.
+    It is UNRANKED also where faults are named, if these could not be held against the peer: it was away, or
+    too few could be asked. Then what came of the round does not count either, nor what was before it and
+    that nobody looked at since the last round that passed.
+    """
 
     peer: bytes  # as it reported
     round: int
@@ -155,12 +161,9 @@ class Case:
     @property
     def looks_like_a_plant(self) -> bool:
         """Whether what is said to be wrong is one thing that could have been planted."""
-        checks = {kind.check for kind in PlantKind}
-        failed = [verdict for auditor, verdict in self.heard if verdict.outcome is Outcome.FAILED]
-        return bool(failed) and all(
-            [fault.count for fault in verdict.faults] == [1] and verdict.faults[0].check in checks
-            for verdict in failed
-        )
+        plants = [Plant(kind) for kind in PlantKind]
+        failed = [verdict for _, verdict in self.heard if verdict.outcome is Outcome.FAILED]
+        return bool(failed) and all(any(plant.is_all_of(one) for plant in plants) for one in failed)
 
     @property
     def heard(self) -> list[tuple[Auditor, Verdict]]:
@@ -173,70 +176,100 @@ class Case:
         for auditor, verdict in self.heard:
             weights[self._side(verdict)] += auditor.weight
             counts[self._side(verdict)] += 1
-        needed = _TO_SETTLE_AT_LAST if at_last else _TO_SETTLE_AT_ONCE
-        enough = [side for side in sorted(counts) if counts[side] >= needed[side]]
+        enough = [side for side in sorted(counts) if counts[side] >= self._voices_needed(side, at_last)]
         if at_last:
             return max(enough, key=lambda side: weights[side], default=None)
         heaviest = max(weights.values(), default=0)
         enough = [side for side in enough if weights[side] == heaviest]
         return enough[0] if len(enough) == 1 else None
 
-    def settle(self, side: Side | None, number: int) -> Settled:
-        """Let follow what follows for the peer and its auditors, on entering round `number`."""
+    def settle(self, side: Side | None, number: int, *, may_be_plant: bool = False) -> Settled:
+        """Let follow what follows for the peer and its auditors, on entering round `number`.
+
+        `may_be_plant`: the peer has been away since, and could not open what is perhaps its plant.
+        """
         agreeing = [pair for pair in self.heard if self._side(pair[1]) is side]
         audit_class = _majority_class(agreeing)
-        was_plant = self.kept.plant is not None and side in (Side.PASSED, Side.UNRANKED, Side.PLANT)
-        if side is not None and not was_plant:
-            self._judge(side, audit_class, [verdict for _, verdict in agreeing])
-        if side is not None and (was_plant or side is not Side.PASSED):
-            self.subject.unrank(self.kept)
+        was_plant = self.kept.plant is not None and side is not None and side not in _AGAINST
+        outcome = self._outcome(side, [auditor for auditor, _ in agreeing], may_be_plant)
+        if self.auditors:  # else there was nobody to ask
+            self._judge(outcome, audit_class, [verdict for _, verdict in agreeing])
+        # Also of who is away: else going away would hide a forged state. Coming back it goes back.
+        if side in _AGAINST:
+            self.subject.uproot(self.kept)
+            # It would hide as well what was wrong in rounds before, of those that nobody looks at.
+            if outcome is Outcome.UNRANKED:
+                self.subject.unrank_unseen(self.kept)
+        elif side is Side.UNRANKED and _names(Check.AVAILABILITY, [verdict for _, verdict in agreeing]):
+            self.subject.uproot(self.kept)  # nobody can ever look at its state
         weightiest = max(agreeing, key=lambda pair: pair[0].weight, default=None)
         return Settled(
             peer=self.peer,
             round=self.round,
-            outcome=Outcome.UNRANKED if was_plant else None if side is None else _OUTCOMES[side],
+            outcome=outcome,
             audit_class=audit_class,
             faults=weightiest[1].faults if weightiest else (),
-            voices=tuple(self._pay(auditor, verdict, side, len(agreeing)) for auditor, verdict in self.heard),
+            voices=tuple(self._pay(auditor, verdict, side) for auditor, verdict in self.heard),
             was_plant=was_plant,
             settled_in=number,
         )
+
+    def _voices_needed(self, side: Side, at_last: bool) -> int:
+        """For a side to be settled. At last all that could be drawn are enough, but for a fault."""
+        if at_last and side is not Side.FAILED:
+            return min(_VOICES[side], len(self.auditors))
+        return _VOICES[side]
+
+    def _outcome(self, side: Side | None, agreeing: Sequence[Auditor], may_be_plant: bool) -> Outcome | None:
+        if side is None:
+            return None
+        if side is Side.WITHHELD:  # a fault only to whom it could have served
+            served = [auditor for auditor in agreeing if self._was_there_for(auditor)]
+            return Outcome.WITHHELD if len(served) >= _VOICES[side] else Outcome.UNRANKED
+        if side is Side.FAILED:
+            return Outcome.UNRANKED if may_be_plant else Outcome.FAILED
+        return Outcome.UNRANKED if self.kept.plant is not None else _OUTCOMES[side]
+
+    def _was_there_for(self, auditor: Auditor) -> bool:
+        """Whether the peer reported in one of the two rounds in which the auditor asked it."""
+        return any(kept.clock_round - auditor.drawn_in in (0, 1) for kept in self.subject.reports)
 
     def _side(self, verdict: Verdict) -> Side:
         plant = self.kept.plant
         return Side.PLANT if plant and plant.is_all_of(verdict) else _SIDES[verdict.outcome]
 
-    def _judge(self, side: Side, audit_class: AuditClass, verdicts: Sequence[Verdict]) -> None:
+    def _judge(self, outcome: Outcome | None, audit_class: AuditClass, verdicts: Sequence[Verdict]) -> None:
         subject = self.subject
-        if side is Side.PASSED:
+        subject.is_undecided = outcome is None
+        if outcome is not Outcome.PASSED:
+            subject.unrank(self.kept)
+        if outcome is Outcome.PASSED:
             subject.audited(passes=1.0, fails=0.0)
             subject.audits_passed += 1
             subject.audit_class = audit_class
-        elif side is not Side.UNRANKED:
-            fails = _fails(verdicts, audit_class) if side is Side.FAILED else WITHHELD_FAILS
-            subject.audited(passes=0.0, fails=fails)
-            subject.uproot(self.kept)
+            self.kept.has_passed = True
+        elif outcome is Outcome.FAILED:
+            subject.audited(passes=0.0, fails=_fails(verdicts, audit_class))
             subject.audits_failed += 1
-            if side is Side.FAILED:
-                subject.audit_class = audit_class
+            subject.audit_class = audit_class
+        elif outcome is Outcome.WITHHELD:
+            subject.audited(passes=0.0, fails=WITHHELD_FAILS)
+            subject.audits_failed += 1
 
-    def _pay(self, auditor: Auditor, verdict: Verdict, settled: Side | None, agreeing: int) -> Voice:
+    def _pay(self, auditor: Auditor, verdict: Verdict, settled: Side | None) -> Voice:
         side = self._side(verdict)
         fails = 0.0 if settled is None else _COST[settled].get(side, 0.0)
         if settled is Side.PLANT and side in (Side.PASSED, Side.UNRANKED):
-            fails = self._cost_of_blindness(verdict, found_by=agreeing)
+            fails = self._cost_of_blindness(verdict)
         auditor.member.fails += fails
         return Voice(
             auditor=auditor.member.peer, outcome=verdict.outcome, counted=side is settled, fails=fails
         )
 
-    def _cost_of_blindness(self, verdict: Verdict, found_by: int) -> float:
+    def _cost_of_blindness(self, verdict: Verdict) -> float:
         plant = self.kept.plant
-        # A single one who found it may have been told what to find, where there is nothing.
-        if plant is None or found_by < 2:
-            return 0.0
         # Within a tolerance one moved weight is not to be seen.
-        if plant.kind is PlantKind.WEIGHT and verdict.audit_class is AuditClass.TOLERANT:
+        if plant and plant.kind is PlantKind.WEIGHT and verdict.audit_class is AuditClass.TOLERANT:
             return 0.0
         return BLIND_FAILS
 
@@ -254,6 +287,10 @@ _COST: Mapping[Side, Mapping[Side, float]] = {
     },
     Side.WITHHELD: {},
 }
+
+
+def _names(check: Check, verdicts: Sequence[Verdict]) -> bool:
+    return any(fault.check is check for verdict in verdicts for fault in verdict.faults)
 
 
 def _majority_class(agreeing: Sequence[tuple[Auditor, Verdict]]) -> AuditClass:

@@ -40,14 +40,10 @@ def hear(member: Member, dated: Dated, number: int, duties: Sequence[Auditor]) -
         member.seals[round] = (carried.seal, on_time)
 
 
-def may_be_opened(member: Member, planted: int, number: int) -> bool:
-    """Whether the peer, on entering round `number`, may still say that it planted a fault in `planted`."""
+def may_be_opened(member: Member, planted: int) -> bool:
+    """Whether the peer, having been away since, may still say that it planted a fault in `planted`."""
     first = planted + PLANT_OPENED_AFTER
-    return (
-        planted - 1 in member.seals
-        and number <= first + PLANT_PATIENCE
-        and all(kept.report.round < first for kept in member.reports)
-    )
+    return planted - 1 in member.seals and all(kept.report.round < first for kept in member.reports)
 
 
 def _hear_verdicts(member: Member, round: int, opening: Opening | None, duties: Sequence[Auditor]) -> None:

@@ -21,17 +21,11 @@ from swarm.ledger.records import Dated, Event, Registered, Reported, Rotated
 from swarm.manifest import Audits
 from swarm.verde.assignment import Candidate, Candidates, is_audited, leaves_seed, micros, rate_micros
 from swarm.verde.cases import MAX_ESCALATIONS, Assignment, Auditor, Case, Settled, Side
-from swarm.verde.hearing import hear, may_be_opened
+from swarm.verde.hearing import PLANT_OPENED_AFTER, PLANT_PATIENCE, hear, may_be_opened
 from swarm.verde.standing import Inherited, Kept, Member, Scores, Standing
 from swarm.verde.verdicts import Outcome
 
 SETTLED_AFTER = 3  # rounds from the drawing
-PLANT_OPENED_AFTER = 3  # rounds: when the seals of what is said of it are closed
-PLANT_ROUNDS = 20  # in so many rounds one plant is an excuse, a second is a fault
-PLANT_PATIENCE = 8  # rounds that a case which looks like a plant waits for its peer, if that is away
-UNOPENED_FAILS = (
-    3.0  # for reporting without opening one's seal: else who sees that it was wrong would not open
-)
 ALIVE_ROUNDS = 3  # an auditor's last report is no older
 # States of the round before last, the last, and this one are needed until two rounds after the report is in.
 STATES_TO_AUDIT = 5
@@ -182,6 +176,11 @@ class Reputation:
         kept = member.kept(round) if member else None
         return kept.report if kept else None
 
+    def has_reported_since(self, peer: bytes, round: int) -> bool:
+        """Whether the ledger has a report of the peer of this round or a later one."""
+        member = self._find(peer)
+        return member is not None and member.newest is not None and member.newest.report.round >= round
+
     # ---- events ----
 
     def _find(self, peer: bytes) -> Member | None:
@@ -236,10 +235,10 @@ class Reputation:
         if previous is None and not member.rounds:
             member.first_state = report.state_before
         # A state from nowhere may be anything, and so may one that nobody can look at any more.
+        # A report at fault may have left the state as it was: from there it goes on as from any good one.
         is_rooted = not too_late and (
-            report.state_before in member.rooted_states
-            if not follows or previous is None
-            else previous.is_rooted
+            (follows and previous is not None and previous.is_rooted)
+            or report.state_before in member.rooted_states
         )
         is_ranked = follows and is_rooted and not report.late
         kept = Kept(bare, dated.clock_round, is_ranked, is_rooted)
@@ -255,17 +254,15 @@ class Reputation:
         for case in self._due.pop(self.number, []):
             at_last = case.escalations >= MAX_ESCALATIONS
             side = case.decide(at_last=at_last)
+            may_be_plant = side is Side.FAILED and case.looks_like_a_plant
+            is_unopened = may_be_plant and may_be_opened(case.subject, case.round)
             if side is None and not at_last:
                 case.escalations += 1
                 self._waiting.append(case)
-            elif (
-                side is Side.FAILED
-                and case.looks_like_a_plant
-                and may_be_opened(case.subject, case.round, self.number)
-            ):
+            elif is_unopened and self.number <= case.round + PLANT_OPENED_AFTER + PLANT_PATIENCE:
                 self._due.setdefault(self.number + 1, []).append(case)
             else:
-                end = case.settle(side, self.number)
+                end = case.settle(side, self.number, may_be_plant=is_unopened)
                 settled.append(end)
                 self._close(case, end)
         return settled
@@ -288,13 +285,15 @@ class Reputation:
             elif self._is_audited(case, beacon):
                 case.seed = leaves_seed(self._swarm_id, beacon, case.peer, case.round)
                 case.last_state = self.state_before(case.peer, case.round)
+                case.kept.is_drawn = True
                 self._open[case.peer, case.round] = case
                 self._assign(case, candidates, self._audits.auditors)
 
     def _is_audited(self, case: Case, beacon: bytes) -> bool:
         subject = case.subject
-        on_probation = subject.is_on_probation(self.number)
-        rate = rate_micros(self._audits, case.age, subject.score_micros, is_on_probation=on_probation)
+        # Of whom too few could say anything is looked at until they can: else being hard to judge would pay.
+        always = subject.is_on_probation(self.number) or subject.is_undecided
+        rate = rate_micros(self._audits, case.age, subject.score_micros, is_on_probation=always)
         return is_audited(self._swarm_id, beacon, case.peer, case.round, rate)
 
     def _candidates(self) -> list[Candidate]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -14,7 +13,7 @@ from swarm.ledger.records import Reported
 from swarm.manifest import MICROS
 from swarm.verde.verdicts import AuditClass, Plant
 
-KEPT_REPORTS = 64  # of a peer
+KEPT_REPORTS = 64  # of a peer, those of its latest rounds
 QUANTILE = 0.1  # DESIGN.md, section 7: the score is the 10% lower bound
 DECAY = 0.97  # of passes and fails, at each settled audit of the peer
 # What a score can reach at most, in micro-units, by the class of the last settled audit.
@@ -68,6 +67,8 @@ class Kept(Struct, eq=False, gc=False):
     # A chain of reports leads to the state after it from the peer's first state, and none was found at fault.
     is_rooted: bool = True
     plant: Plant | None = None  # opened
+    is_drawn: bool = False  # to be audited
+    has_passed: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -88,11 +89,12 @@ class Member:
     audits_failed: int = 0
     probation_until: int = 0
     audit_class: AuditClass | None = None
+    is_undecided: bool = False  # in its last settled case too few could say anything
     last_seen: int = -1  # clock round of its last report
     newest: Kept | None = None  # its report of the latest round
     first_state: bytes | None = None  # before its first report
     last_plant: int | None = None  # the round of its last valid plant
-    reports: deque[Kept] = field(default_factory=lambda: deque(maxlen=KEPT_REPORTS))
+    reports: list[Kept] = field(default_factory=list)  # as they came
     seals: dict[int, tuple[bytes, bool]] = field(default_factory=dict)  # by round; whether it was on time
 
     def kept(self, round: int) -> Kept | None:
@@ -119,6 +121,9 @@ class Member:
     def add(self, kept: Kept) -> None:
         """Take in a report, the age being counted already."""
         self.reports.append(kept)
+        # Not what came first: late reports of old rounds would push out one that is being audited.
+        if len(self.reports) > KEPT_REPORTS:
+            self.reports.remove(min(self.reports, key=lambda one: one.report.round))
         self.rounds += 1
         self.last_seen = kept.clock_round
         if self.newest is None or kept.report.round > self.newest.report.round:
@@ -135,6 +140,14 @@ class Member:
             kept.is_ranked = False
             self.ranked_rounds -= 1
             self.verified_micros -= kept.report.reward_micros
+
+    def unrank_unseen(self, kept: Kept) -> None:
+        """Let the reports before one not count that nobody looked at since the last that passed."""
+        earlier = [one for one in self.reports if one.report.round < kept.report.round]
+        last = max((one.report.round for one in earlier if one.has_passed), default=-1)
+        for one in earlier:
+            if one.report.round > last and not one.is_drawn:
+                self.unrank(one)
 
     def uproot(self, kept: Kept) -> None:
         """Let a report at fault, and all whose states come from its, not count until the peer goes back."""

@@ -86,7 +86,9 @@ class Fault(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """One thing that is wrong."""
 
     check: Check
-    count: Annotated[int, Meta(ge=0, lt=2**48)] = 0  # how many items differ; 0: unknown
+    # How many completions (PROVENANCE), numbers of the state (STEP) or, of a false reward alone, micro-units
+    # (BATCH) differ; 0: unknown.
+    count: Annotated[int, Meta(ge=0, lt=2**48)] = 0
     detail: Annotated[str, Meta(max_length=MAX_DETAIL_CHARS, pattern=_TEXT)] = ""
 
 
@@ -114,7 +116,10 @@ class Plant(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     place: Annotated[str, Meta(max_length=MAX_PLACE_CHARS, pattern=_TEXT)] = ""  # where it is, for people
 
     def is_all_of(self, verdict: Verdict) -> bool:
-        """Whether the verdict names exactly this fault and no other."""
+        """Whether the verdict names exactly this fault, as small as a plant is, and no other.
+
+        One completion, one number of the state, one micro-unit of reward: more would be worth planting.
+        """
         return verdict.outcome is Outcome.FAILED and [
             (fault.check, fault.count) for fault in verdict.faults
         ] == [(self.kind.check, 1)]

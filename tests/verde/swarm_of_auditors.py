@@ -65,6 +65,8 @@ class Peer:
     opens: Callable[[int], bool] = lambda round: True
     opens_plants: bool = True
     is_there: Callable[[int], bool] = lambda round: True  # plays the round
+    serves: Callable[[int], bool] = lambda round: True  # what it is asked for in the round
+    learns: Callable[[int], bool] = lambda round: True  # else the round leaves its state as it was
     is_late: Callable[[int], bool] = lambda round: False  # its report waits for the next one
     joins: int = 0
     made: int = MADE
@@ -148,7 +150,7 @@ class Swarm:
         made = PLANTS[plant.kind] if plant else peer.makes(number)
         self.truth[peer.peer, number] = made, peer.audit_class
         peer.planted += [number] if plant and peer.registers_plants else []
-        peer.state = digest("state", peer.peer, number)
+        peer.state = digest("state", peer.peer, number) if peer.learns(number) else before
         return Reported(
             peer=peer.peer,
             round=number,
@@ -165,7 +167,8 @@ class Swarm:
 
     def _state_before(self, peer: Peer, number: int) -> bytes:
         """Where the peer is, or goes back to once its present state counts no more."""
-        reported = peer.went_back is None or self.reputation.report_of(peer.peer, peer.went_back) is not None
+        back = peer.went_back
+        reported = back is None or self.reputation.has_reported_since(peer.peer, back)
         if peer.state and peer.goes_back and reported and not self.standing(peer).is_rooted:
             peer.went_back = number
             return min(self.reputation.rooted_states(peer.peer))
@@ -192,7 +195,8 @@ class Swarm:
         made, audit_class = self.truth[duty.peer, duty.round]
         faults = made.seen(duty, self.audits.groups)
         outcome = Outcome.FAILED if faults else Outcome.PASSED if made.is_ranked else Outcome.UNRANKED
-        if not made.is_served:
+        served = self.peers[duty.served_by].serves if duty.served_by in self.peers else lambda round: True
+        if not made.is_served or not any(served(duty.drawn_in + later) for later in (0, 1)):
             outcome, faults = Outcome.WITHHELD, (Fault(Check.AVAILABILITY),)
         return Verdict(duty.peer, duty.round, outcome, min(audit_class, auditor.audit_class), faults)
 

@@ -220,8 +220,9 @@ def test_what_one_auditor_alone_saw_makes_a_fault_no_heavier():
 def test_nobody_is_believed_who_accuses_alone():
     swarm, peer, case = judged(FAILED, None, None, None)
     assert case.outcome is None and case.settled_in == WARM + 2 + 1 + 9
-    assert swarm.standing(peer).fails == 0 and swarm.standing(peer).ranked_rounds == swarm.round
-    _, _, case = judged(FAILED, PASSED, None, None)
+    assert swarm.standing(peer).fails == 0 and swarm.standing(peer).is_rooted
+    assert paid(case) == {(FAILED, False): 0.0}
+    _, _, case = judged(FAILED, PASSED, None, PASSED)
     assert case.outcome is PASSED
     assert paid(case) == {(PASSED, True): 0.0, (FAILED, False): UNSHARED_FAILS}
 
@@ -236,21 +237,91 @@ def test_contradiction_draws_a_third_and_the_minority_pays():
     assert len({voice.auditor for voice in case.voices}) == 3
 
 
-def test_a_single_voice_that_all_is_well_settles_at_last():
-    _, _, case = judged(None, PASSED, None, None)
-    assert (case.outcome, case.settled_in) == (PASSED, WARM + 2 + 1 + 9)
+@pytest.mark.parametrize("said", [PASSED, UNRANKED, FAILED, WITHHELD])
+def test_nobody_is_believed_alone_whoever_is_silent(said):
+    swarm, peer, case = judged(None, said, None, None)
+    assert (case.outcome, case.settled_in) == (None, WARM + 2 + 1 + 9)
+    assert paid(case) == {(said, False): 0.0}
+    standing = swarm.standing(peer)
+    assert (standing.fails, standing.ranked_rounds) == (0, standing.rounds - 1)
 
 
-def test_a_case_of_which_nobody_says_anything_lapses():
+def test_two_voices_are_enough_whenever_they_speak():
+    for said in (PASSED, UNRANKED):
+        _, _, case = judged(None, said, said)
+        assert (case.outcome, case.settled_in) == (said, WARM + 2 + 1 + 6)
+        _, _, case = judged(None, said, None, said)
+        assert (case.outcome, case.settled_in) == (said, WARM + 2 + 1 + 9)
+
+
+def test_where_only_one_can_be_asked_one_voice_is_enough():
+    swarm = Swarm(honest(2), ALWAYS)
+    swarm.play(30)
+    assert {(case.outcome, len(case.voices)) for case in swarm.settled} == {(PASSED, 1)}
+    assert all(one.ranked_rounds == one.rounds for one in swarm.reputation.standings())
+
+
+def test_two_who_could_be_asked_are_both_needed():
+    silent = Peer(digest("silent"), "0xsilent", judges=lambda assignment, truth: None)
+    swarm = Swarm([silent, *honest(2)], ALWAYS)
+    swarm.play(30)
+    outcomes = {peer: {case.outcome for case in swarm.settled if case.peer == peer} for peer in swarm.peers}
+    assert outcomes == {peer: {PASSED} if peer == silent.peer else {None} for peer in swarm.peers}
+
+
+def test_where_nobody_can_be_asked_all_counts():
+    swarm = Swarm([peer := subject()], ALWAYS)
+    swarm.play(30)
+    assert {(case.outcome, case.voices) for case in swarm.settled} == {(None, ())}
+    assert swarm.standing(peer).ranked_rounds == swarm.standing(peer).rounds
+
+
+def test_a_report_of_which_nobody_says_anything_does_not_count():
     swarm, peer, case = judged(None, None, None, None)
     assert (case.outcome, case.voices) == (None, ())
-    assert swarm.standing(peer).fails == 0
+    standing = swarm.standing(peer)
+    assert (standing.ranked_rounds, standing.fails) == (standing.rounds - 1, 0)
+    assert standing.is_rooted and standing.is_eligible
 
 
-def test_the_weightier_side_wins_at_last():
+def test_who_cannot_be_judged_is_looked_at_until_somebody_can():
+    peer = subject()
+
+    def judge(assignment, truth):
+        return None if assignment.peer == peer.peer and 40 <= assignment.round < 100 else truth
+
+    swarm = Swarm([peer, *honest(8, judges=judge)])
+    swarm.play(120)
+    mine = [case for case in swarm.settled if case.peer == peer.peer]
+    lapsed = [case for case in mine if case.outcome is None]
+    first = lapsed[0].settled_in
+    assert {case.round for case in lapsed} == {lapsed[0].round, *range(first - 1, 100)} | {
+        case.round for case in mine if 40 <= case.round < first
+    }
+    standing = swarm.standing(peer)
+    assert standing.ranked_rounds == standing.rounds - len(lapsed)
+    assert (standing.audits_failed, standing.fails) == (0, 0)
+    swarm.play(60)  # now that it can be judged, it is as before
+    assert sum(case.round > 110 for case in swarm.settled if case.peer == peer.peer) < 20
+
+
+@pytest.mark.parametrize(("silence", "most"), [(0.05, 0.001), (0.2, 0.01)])
+def test_honest_reports_count_though_some_auditors_say_nothing(silence, most):
+    chance = random.Random(11)
+    several = honest(8, judges=lambda assignment, truth: truth if chance.random() > silence else None)
+    swarm = Swarm(several)
+    swarm.play(200)
+    standings = swarm.reputation.standings()
+    reported = sum(one.rounds for one in standings)
+    assert sum(one.rounds - one.ranked_rounds for one in standings) <= most * reported
+    assert swarm.settled_fails() == []
+
+
+@pytest.mark.parametrize(("elders", "outcome"), [(2, PASSED), (1, FAILED)])
+def test_the_weightier_side_wins_if_it_has_the_voices(elders, outcome):
     round = 32
     peer = subject(joins=round)
-    old, young = honest(1, "old"), honest(2, "young", joins=round - 1)
+    old, young = honest(elders, "old"), honest(2, "young", joins=round - 1)
     for one in (*old, *young):
         said = PASSED if one in old else FAILED
         one.judges = lambda assignment, truth, said=said: (
@@ -262,8 +333,11 @@ def test_the_weightier_side_wins_at_last():
     swarm = Swarm([peer, *old, *young, *gone], msgspec.structs.replace(ALWAYS, auditor_age=0, auditors=4))
     swarm.play(round + 10)
     case = of(swarm, peer, round)
-    assert paid(case) == {(PASSED, True): 0, (FAILED, False): UNSHARED_FAILS}
-    assert len(case.voices) == 3
+    assert case.outcome is outcome
+    assert {one.outcome: one.fails for one in case.voices if not one.counted} == {
+        FAILED if outcome is PASSED else PASSED: UNSHARED_FAILS
+    }
+    assert len(case.voices) == 2 + elders
 
 
 def test_unranked_rounds_do_not_count_and_cost_nothing():
@@ -290,6 +364,103 @@ def test_what_is_not_served_needs_three_voices():
     assert (case.outcome, case.settled_in, len(case.voices)) == (WITHHELD, 12 + 7, 3)
     standing = swarm.standing(peer)
     assert not standing.is_eligible and standing.audits_failed == 1 and standing.ranked_rounds == 12
+
+
+@pytest.mark.parametrize("others", [1, 2])
+def test_who_never_serves_has_nothing_ranked_where_fewer_than_three_can_be_asked(others):
+    peer = subject(makes=lambda r: Made(is_served=False))
+    swarm = Swarm([peer, *honest(others)])
+    swarm.play(60)
+    mine = [case for case in swarm.settled if case.peer == peer.peer]
+    assert {case.outcome for case in mine} == {UNRANKED}
+    assert {case.faults[0].check for case in mine} == {Check.AVAILABILITY}
+    standing = swarm.standing(peer)
+    assert standing.ranked_rounds <= 5  # not settled yet
+    assert (standing.fails, standing.audits_failed, standing.probation_until) == (0, 0, 0)
+    assert all(one.fails == 0 for one in swarm.reputation.standings())
+    peer.makes = lambda r: Made()
+    swarm.play(40)
+    assert swarm.standing(peer).ranked_rounds > 30
+
+
+def trial(back=60, **differently):
+    """A peer that looks in for three rounds and comes back much later, in a swarm."""
+    here = lambda r: 20 <= r < 23 or r >= back  # noqa: E731
+    peer = subject(joins=20, is_there=here, serves=here, **differently)
+    return peer, Swarm([peer, *honest(6)])
+
+
+def test_who_switches_off_after_a_report_loses_that_round_and_nothing_else():
+    peer, swarm = trial()
+    swarm.play(50)
+    case, standing = of(swarm, peer, 22), swarm.standing(peer)
+    assert (case.outcome, case.settled_in) == (UNRANKED, 22 + 7)
+    assert [(voice.outcome, voice.counted, voice.fails) for voice in case.voices] == [
+        (WITHHELD, True, 0.0)
+    ] * 3
+    assert (standing.passes, standing.fails, standing.audits_failed) == (1.97, 0, 0)
+    assert (standing.ranked_rounds, standing.probation_until) == (2, 0)
+    assert not standing.is_rooted and not standing.is_eligible
+    swarm.play(20)
+    standing = swarm.standing(peer)
+    assert peer.went_back == 60 and standing.is_rooted and standing.is_eligible
+    assert standing.ranked_rounds == 2 + 8  # the first after coming back is not
+
+
+def test_who_comes_back_when_all_have_asked_in_vain_is_not_blamed():
+    away = range(21, 26)  # the first two ask in 21 and 22, the third in 24 and 25
+    peer = subject(is_there=lambda r: r not in away, serves=lambda r: r not in away)
+    swarm = Swarm([peer, *honest(6)], ALWAYS)
+    swarm.play(60)
+    case, standing = of(swarm, peer, 20), swarm.standing(peer)
+    assert (case.outcome, case.settled_in, len(case.voices)) == (UNRANKED, 27, 3)
+    assert (standing.fails, standing.audits_failed) == (0, 0)
+    assert peer.went_back == 27 and standing.is_rooted and standing.is_eligible
+
+
+def test_who_is_there_for_three_that_ask_and_serves_none_is_blamed_wherever_it_goes_then():
+    peer = subject(serves=lambda r: r < 21, is_there=lambda r: r < 25)
+    swarm = Swarm([peer, *honest(6)], ALWAYS)
+    swarm.play(40)
+    assert of(swarm, peer, 20).outcome is WITHHELD
+    assert swarm.standing(peer).audits_failed == 1
+
+
+def test_a_forged_state_is_not_hidden_by_going_away():
+    peer, swarm = trial(goes_back=False)
+    swarm.play(100)
+    standing = swarm.standing(peer)
+    assert (standing.rounds, standing.ranked_rounds) == (3 + 39, 2)
+    assert not standing.is_rooted and not standing.is_eligible
+
+
+def test_going_away_when_drawn_saves_nothing_of_what_nobody_looked_at():
+    peer, away = subject(makes=lambda r: WRONG_TOKENS if r >= 30 else Made()), []
+    swarm = Swarm([peer, *honest(8)])
+
+    def is_there(number):
+        if any(case.peer == peer.peer and case.round >= 30 for case, _ in swarm.reputation.cases()):
+            away.append(number)
+        return not away
+
+    peer.is_there = peer.serves = is_there
+    swarm.play(100)
+    passed = [case.round for case in swarm.settled if case.peer == peer.peer and case.outcome is PASSED]
+    standing = swarm.standing(peer)
+    assert max(passed) < 30 and away[0] > 30 + 3  # it cheated for a while
+    assert (swarm.settled[-1].outcome, swarm.settled_fails()) == (PASSED, [])
+    assert of(swarm, peer, away[0] - 1).outcome is UNRANKED
+    assert standing.ranked_rounds == max(passed) + 1
+
+
+def test_what_is_audited_itself_is_not_lost_with_what_its_peer_withholds_later():
+    peer = subject(is_there=lambda r: r <= 20, serves=lambda r: r <= 20)
+    judge = scripted(peer, 19, None, PASSED, None, PASSED)  # settled after the next one
+    swarm = Swarm([peer, *honest(6, judges=judge)], ALWAYS)
+    swarm.play(40)
+    assert of(swarm, peer, 20).settled_in < of(swarm, peer, 19).settled_in
+    assert [of(swarm, peer, round).outcome for round in (19, 20)] == [PASSED, UNRANKED]
+    assert swarm.standing(peer).ranked_rounds == 20
 
 
 def test_who_was_served_where_others_were_not_pays_nothing_and_the_reverse_little():
@@ -463,7 +634,15 @@ def test_a_plant_that_its_peer_cannot_open_in_time_waits_for_it():
     swarm = Swarm([peer, *honest(6)], ALWAYS)
     swarm.play(back + 10)
     case = of(swarm, peer, round)
-    assert (case.outcome, case.settled_in) == (FAILED, round + 4 + PLANT_PATIENCE)
+    # Nobody knows whether it was one: nothing comes of it, and nothing is held against the peer.
+    assert (case.outcome, case.settled_in) == (UNRANKED, round + 4 + PLANT_PATIENCE)
+    standing = swarm.standing(peer)
+    assert (standing.fails, standing.audits_failed, peer.went_back) == (0, 0, back + 3)
+    assert standing.ranked_rounds == round + 5
+    peer = subject(makes=makes(round, WRONG_TOKENS), is_there=lambda r: r <= round)
+    swarm = Swarm([peer, *honest(6)], ALWAYS)
+    swarm.play(back + 10)
+    assert of(swarm, peer, round).outcome is FAILED  # what is no plant does not wait
 
 
 def test_a_plant_excuses_only_itself(monkeypatch):
@@ -474,6 +653,16 @@ def test_a_plant_excuses_only_itself(monkeypatch):
     assert swarm.standing(peer).fails > 4
     monkeypatch.setitem(PLANTS, PlantKind.TOKEN, Made(Fault(Check.PROVENANCE, 2)))
     assert planted()[2].outcome is FAILED
+
+
+@pytest.mark.parametrize("count", [0, 2, 250_000])
+@pytest.mark.parametrize("kind", PlantKind)
+def test_a_plant_excuses_nothing_that_is_larger(monkeypatch, kind, count):
+    """Of a false reward the count is micro-units; 0 says that nobody counted."""
+    monkeypatch.setitem(PLANTS, kind, Made(Fault(kind.check, count)))
+    swarm, peer, case = planted(kind=kind)
+    assert (case.outcome, case.was_plant) == (FAILED, False)
+    assert swarm.standing(peer).audits_failed == 1
 
 
 def test_a_second_plant_within_20_rounds_is_a_fault():
@@ -575,6 +764,42 @@ def test_who_begins_anew_has_to_begin_with_the_public_model():
     swarm.play(2)
     assert swarm.reputation.assignment_of(peer.peer, 5).begins_anew
     assert swarm.standing(peer).is_rooted
+
+
+def test_a_fault_that_left_the_state_as_it_was_leaves_a_state_to_go_on_from():
+    round = 12
+    peer = subject(makes=makes(round, WRONG_TOKENS), learns=lambda r: not round <= r < 30, goes_back=False)
+    swarm = Swarm([peer, *honest(6)], ALWAYS)
+    swarm.play(round + 5)
+    assert not swarm.standing(peer).is_rooted
+    swarm.play(20)
+    standing = swarm.standing(peer)
+    assert standing.is_rooted and standing.rounds - standing.ranked_rounds == 4
+
+
+def test_whoever_has_to_go_back_again_much_later_does():
+    wrong = (12, 12 + KEPT_REPORTS + 20)
+    peer = subject(makes=lambda r: WRONG_TOKENS if r in wrong else Made())
+    swarm = Swarm([peer, *honest(4)], ALWAYS)
+    swarm.play(wrong[1] + 10)
+    assert [case.round for case in swarm.settled_fails()] == list(wrong)
+    assert peer.went_back == wrong[1] + 4 and swarm.standing(peer).is_rooted
+
+
+def test_old_rounds_that_are_reported_late_do_not_hide_a_wrong_one():
+    gap, round = range(10, 10 + KEPT_REPORTS), 10 + KEPT_REPORTS
+    peer = subject(makes=makes(round, WRONG_TOKENS), is_there=lambda r: r not in gap, goes_back=False)
+    swarm = Swarm([peer, *honest(4)], ALWAYS)
+    swarm.play(round + 1)
+    (report,) = [one.report for one in swarm.events if one.report.peer == peer.peer]
+    swarm.play()
+    old = [msgspec.structs.replace(report, round=r, state_after=digest("old", r)) for r in gap]
+    swarm.truth |= {(peer.peer, r): (Made(), AuditClass.SAME_BUILD) for r in gap}
+    swarm.events += [swarm.dated(one) for one in old]
+    swarm.play(6)
+    assert of(swarm, peer, round).outcome is FAILED
+    assert not swarm.standing(peer).is_rooted
+    assert swarm.standing(peer).ranked_rounds == 10
 
 
 def test_a_late_report_keeps_the_chain_unranked_and_one_too_late_breaks_it():
@@ -761,6 +986,8 @@ def test_states_on_the_ledger_are_remembered():
     assert not reputation.was_on_ledger(b"?" * 32, states[10], 12)
     assert reputation.report_of(peer.peer, 10).late
     assert reputation.report_of(peer.peer, 14) is None  # not on the ledger before round 14 is over
+    assert reputation.has_reported_since(peer.peer, 13) and not reputation.has_reported_since(peer.peer, 14)
+    assert not reputation.has_reported_since(b"?" * 32, 0)
 
 
 def test_nothing_grows_for_ever():
