@@ -19,7 +19,7 @@ from swarm.draw import Draw
 from swarm.effects import Received
 from swarm.exchange.wire import MAX_GROUPS_BLOB_BYTES, Group, GroupsLimit
 from swarm.manifest import STAGE_NUMBER, Manifest, Stage
-from swarm.reading import Reading
+from swarm.reading import PATIENCE, Reading
 from swarm.tasks import Drawn, Tasks
 from swarm.verde.commitment import group_digest, groups_root, rollout_leaf, rollout_leaves
 
@@ -198,7 +198,8 @@ class Cellmates:
 
     @property
     def _sender_seconds(self) -> float:
-        return SENDER_SHARE * self._manifest.round_seconds * self._tasks.patience
+        patience = PATIENCE if self.reading.is_replay else 1.0
+        return SENDER_SHARE * self._manifest.round_seconds * patience
 
     def _hear_sender(self, stage: Stage, take: Callable[[bytes, Group], None], sent: Received) -> None:
         began = self._tasks.spent

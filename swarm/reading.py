@@ -18,6 +18,9 @@ from swarm.tasks.prompts import UNREADABLE, Named
 
 T = TypeVar("T")
 
+# Who plays a round again may take so many times as long as its player: an auditor has about a quarter of what
+# it wants of its machine (`audit_process.NICE`), and that may be a fifth as fast.
+PATIENCE = 20.0
 # A player lists every text that it did not score. Who plays its round again and finds so many that cannot be
 # scored, in its patience, and are not listed, is patient no more.
 MAX_TOO_SLOW_HERE = 2

@@ -5,9 +5,9 @@ very same code: completions and announcements come from the blobs, and all that 
 questions, which answers were shown, rewards, the batch, what was skipped) is found anew and compared.
 
 Time is the one thing that does not come out the same. What the player says that it had no time for is not
-read here either; every other text it scored within `score_seconds`, and has a multiple of that here
-(`PATIENCE`). One that is too slow even then the player should have listed: it counts as if it were, nothing
-more, and so it excuses nothing.
+read here either. Every other text it scored within `score_seconds`; here it may take a multiple of that
+(`PATIENCE`). One that is too slow even then should have been listed, and counts as if it were: it excuses
+nothing.
 """
 
 from __future__ import annotations
@@ -35,15 +35,13 @@ from swarm.effects import (
 from swarm.exchange.wire import Completion, Group
 from swarm.manifest import MICROS, STAGE_NUMBER, Manifest, Stage
 from swarm.mixing import FOREIGN, NOT_SCREENED
+from swarm.reading import PATIENCE
 from swarm.tasks import Tasks
 from swarm.verde.commitment import Commitment, groups_root
 
-# How much slower than the player's we let our own scoring be: an auditor has about a quarter of what it wants
-# of its machine (`audit_process.NICE`), and this machine's processor may be a fifth as fast as the player's.
-PATIENCE = 20.0
-# Of a round, for one text: the whole audit has one and a half (`auditing.AUDIT_ROUNDS`). Of others' texts its
-# player gave none more than `cellmates.SENDER_SHARE`, so these have at least sixteen times as long.
-MOST_PATIENCE_SHARE = 0.5
+# The most of a round that one text may take here: a whole audit has one and a half (`auditing.AUDIT_ROUNDS`).
+# The player gave others' texts at most `cellmates.SENDER_SHARE`, so these have sixteen times as long or more.
+MOST_TEXT_SHARE = 0.5
 # A count of 1 is a planted reward's alone: whoever planted one is excused for it (`verdicts.Plant`).
 MORE_THAN_PLANTED = 2
 
@@ -126,7 +124,7 @@ def replay(rules: round.RoundRules, evidence: Evidence) -> Replay:
 
 @contextmanager
 def _patient(tasks: Tasks, manifest: Manifest) -> Iterator[None]:
-    most = MOST_PATIENCE_SHARE * manifest.round_seconds / manifest.score_seconds
+    most = MOST_TEXT_SHARE * manifest.round_seconds / manifest.score_seconds
     tasks.patience = max(1.0, min(PATIENCE, most))
     try:
         yield

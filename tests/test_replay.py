@@ -23,8 +23,8 @@ from swarm.errors import SandboxError, SandboxTimeout
 from swarm.exchange.wire import Completion, Group, GroupsBlob, decode, encode
 from swarm.findings import Finding
 from swarm.manifest import STAGE_NUMBER, Manifest, parse
-from swarm.reading import MAX_TOO_SLOW_HERE
-from swarm.replay import PATIENCE, Evidence, Replay, replay
+from swarm.reading import MAX_TOO_SLOW_HERE, PATIENCE
+from swarm.replay import Evidence, Replay, replay
 from swarm.tasks import load_tasks
 from swarm.tasks.mixture import Judged, Mixture
 from swarm.verde.commitment import Commitment, groups_root, rollout_leaves

@@ -55,8 +55,8 @@ _TOKENS = {
     "fp16": TokenLimits(gap=0.1, share=0.01),
     "bf16": TokenLimits(gap=0.5, share=0.05),
 }
-# Honest machines differ most in the first update, whose moments are those of one gradient. There a weight whose
-# gradient is near zero may go either way, so that two of them end twice the learning rate apart.
+# Honest machines differ most in the first update, whose moments are those of one gradient. There a weight
+# whose gradient is near zero may go either way, and end twice the learning rate from another machine's.
 _STEPS = {
     "fp32": StepLimits(bitwise=False, relative=2e-3, scale=1e-3, worst=2.5, moments=1e-4),
     "fp16": StepLimits(bitwise=False, relative=0.1, scale=0.02, worst=4.0, moments=0.1),
