@@ -3,8 +3,8 @@
 8 peers of the tiny model, 40 rounds, the demo's sums and its learning rate, own and others' groups 4/12
 (SAPO's 2/6); `poisoning_swarm.py` says what of a node is real, `poisoning_peer.py` what the dishonest do.
 Shown is how often honest peers say the phrase, with and without audits, and without dishonest peers. Nobody
-screens what it learns from (`external_top_k: 0`), so that audits alone protect; two runs more, of the first
-seed, have screens and no audits.
+screens what it learns from (`external_top_k: 0`), so that audits alone protect. Three runs more, of the first
+seed: dishonest peers that come back under new names, and screens instead of audits.
 
     python benchmarks/poisoning.py              # --results FILE keeps what is done if it is interrupted
 """
@@ -39,6 +39,7 @@ class Variant(msgspec.Struct, frozen=True):
     poisoners: int = POISONERS
     floor: float | None = None
     top_k: int = 0
+    renames: bool = False
     first_seed_only: bool = False
 
 
@@ -49,6 +50,7 @@ def variants(demo: manifest.Manifest) -> list[Variant]:
         Variant("no audits", "#d55e00"),
         Variant("audits", "#0072b2", floor=demo.audits.floor),
         Variant(f"audits, floor {NEWCOMERS:g}", "#009e73", floor=NEWCOMERS),
+        Variant("audits, new names", "#56b4e9", floor=demo.audits.floor, renames=True, first_seed_only=True),
         Variant(
             f"no audits, top {demo.learn.external_top_k}",
             "#cc79a7",
@@ -74,7 +76,9 @@ def main() -> None:
     rows: dict[Variant, list[Result]] = {}
     for variant in variants(demo):
         for seed in chosen.seeds[:1] if variant.first_seed_only else chosen.seeds:
-            setting = Setting(variant.poisoners, variant.floor, variant.top_k, seed, chosen.rounds)
+            setting = Setting(
+                variant.poisoners, variant.floor, variant.top_k, variant.renames, seed, chosen.rounds
+            )
             if setting not in done:
                 done[setting] = _run(variant.name, setting, demo)
                 if chosen.results:
@@ -168,6 +172,7 @@ def _audits(rows: dict[Variant, list[Result]]) -> str:
             each = sum(result.audit_cpu_seconds for result in results) / audits
             cases = ", ".join(f"{count} {outcome}" for outcome, count in sorted(settled.items()))
             words += f"; {audits} reports audited, {each:.2f} CPU seconds each; settled: {cases}"
+            words += f"; names of the dishonest: {sum(result.names for result in results)}"
         lines.append(words)
     return "".join(lines)
 
@@ -196,7 +201,7 @@ def _save_plot(rows: dict[Variant, list[Result]], path: Path) -> None:
     for axes in (said, right):
         axes.set(xlim=(0, None), ylim=(0, 1))
         axes.grid(alpha=0.3)
-    said.legend(title="a quarter puts a phrase into right answers", loc="upper left")
+    said.legend(loc="upper left")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
 

@@ -11,6 +11,7 @@ import hashlib
 import tempfile
 import time
 from collections import Counter, defaultdict
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
@@ -53,10 +54,10 @@ class Ledger:
         """Whether it is known at all."""
         return peer in self._registered
 
-    def register(self, peer: Peer) -> None:
-        """Before the first round."""
+    def register(self, peer: Peer, number: int) -> None:
+        """In clock round `number`; -1: before the first."""
         self._registered.add(peer.peer)
-        self.events[-1].append(Registered(peer=peer.peer, account=peer.account, block_number=0))
+        self.events[number].append(Registered(peer=peer.peer, account=peer.account, block_number=0))
 
     def report(self, peer: Peer, said: bytes) -> None:
         """Take in what a peer committed to, with what it says of others."""
@@ -99,12 +100,12 @@ class Auditors:
         """Reports that were audited by honest peers."""
         return len(self._found)
 
-    def enter(self, number: int, poisoners: frozenset[bytes]) -> frozenset[bytes]:
+    def enter(self, number: int, dishonest: Collection[bytes]) -> frozenset[bytes]:
         """A round begins: who is not to be learned from in it."""
         for case in self.reputation.enter(
             number, self._ledger.beacon(number), self._ledger.events[number - 1]
         ):
-            subject = "dishonest" if case.peer in poisoners else "honest"
+            subject = "dishonest" if case.peer in dishonest else "honest"
             outcome = "open" if case.outcome is None else case.outcome.name.lower()
             self.settled[f"{subject} {outcome}"] += 1
         return self.reputation.ineligible()

@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from itertools import count
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -41,6 +42,7 @@ class Setting(Struct, frozen=True):
     poisoners: int
     floor: float | None  # the manifest's `audits.floor`; None: there are no audits
     top_k: int  # the manifest's `external_top_k`; 0: peers do not screen what they learn from
+    renames: bool  # whether a dishonest peer that is not learned from any more comes back under another name
     seed: int
     rounds: int
     peers: int = 8
@@ -55,7 +57,7 @@ class Round(Struct, frozen=True):
     phrase: float  # share of their answers that hold it
     right: float  # mean reward of their answers
     poisoned: float  # share of the others' groups in their batches that are dishonest peers'
-    passed_over: int  # dishonest peers that were not to be learned from
+    passed_over: int  # dishonest peers, of those there are, that were not to be learned from
 
 
 class HeldOut(Struct, frozen=True):
@@ -74,6 +76,7 @@ class Result(Struct, frozen=True):
     held_out: list[HeldOut]
     settled: dict[str, int]  # cases, by subject and outcome
     audits: int  # reports that honest auditors checked
+    names: int  # that the dishonest peers had in all
     cpu_seconds: float
     audit_cpu_seconds: float  # of these
 
@@ -99,6 +102,7 @@ def run(setting: Setting, demo: Manifest, round_done: Callable[[Round], None]) -
             held_out=held_out,
             settled=dict(auditors.settled) if auditors else {},
             audits=auditors.audits if auditors else 0,
+            names=len(swarm.dishonest),
             cpu_seconds=time.process_time() - began,
             audit_cpu_seconds=auditors.cpu_seconds if auditors else 0.0,
         )
@@ -130,45 +134,43 @@ class _Swarm:
     def __init__(self, setting: Setting, demo: Manifest, folder: Path) -> None:
         manifest = self._manifest = manifest_of(setting, demo)
         self._tasks = Mixture([(LastNumber(digits=2), 1)])
-        plan = make_plan(manifest, Wishes(device="cpu"))
+        self._folder = folder
+        plan = self._plan = make_plan(manifest, Wishes(device="cpu"))
         self._served = Served()
         self._ledger = Ledger(setting.seed)
+        self._renames = setting.renames
+        self._numbers = count()
+        self.dishonest: set[bytes] = set()  # all names that they ever had
         honest = setting.peers - setting.poisoners
-        self.peers = [
-            (Peer if number < honest else Poisoner)(number, manifest, plan, folder, self._served)
-            for number in range(setting.peers)
-        ]
-        for peer in self.peers:
-            self._ledger.register(peer)
-        self._honest, self._poisoners = self.peers[:honest], self.peers[honest:]
+        self._honest = [self._join(Peer, -1) for _ in range(honest)]
+        self._poisoners = [self._join(Poisoner, -1) for _ in range(setting.poisoners)]
         self.auditors = (
             Auditors(manifest, self._tasks, plan, self._ledger, self._served, folder)
             if setting.floor is not None
             else None
         )
 
+    @property
+    def _peers(self) -> list[Peer]:
+        return [*self._honest, *self._poisoners]
+
     def play(self, number: int) -> Round:
         """One round of all peers."""
-        poisoners = frozenset(peer.peer for peer in self._poisoners)
-        ineligible = self.auditors.enter(number, poisoners) if self.auditors else frozenset[bytes]()
-        draw = Draw(
-            self._manifest.swarm_id,
-            self._ledger.beacon(number),
-            self._ledger.active(number),
-            self._manifest.cell_size,
-        )
-        self._in_lockstep(
-            number, {peer.peer: self._rules(peer, number, draw, ineligible) for peer in self.peers}
-        )
-        for peer in self.peers:
+        ineligible = self.auditors.enter(number, self.dishonest) if self.auditors else frozenset[bytes]()
+        if self._renames:
+            self._poisoners = [
+                self._join(Poisoner, number) if peer.peer in ineligible else peer for peer in self._poisoners
+            ]
+        self._in_lockstep(number, ineligible)
+        for peer in self._peers:
             self._ledger.report(peer, self.auditors.said(peer, number) if self.auditors else b"")
         answers = [completion.text for peer in self._honest for completion in peer.said]
         theirs = [group for peer in self._honest for group in peer.batch if not group.own]
         return Round(
             phrase=mean(PHRASE in text for text in answers),
             right=mean(peer.commit.played.rewards["answer"] for peer in self._honest if peer.commit),
-            poisoned=mean(group.sender in poisoners for group in theirs) if theirs else 0.0,
-            passed_over=len(ineligible & poisoners),
+            poisoned=mean(group.sender in self.dishonest for group in theirs) if theirs else 0.0,
+            passed_over=sum(peer.peer in ineligible for peer in self._poisoners),
         )
 
     def held_out(self, after: int) -> HeldOut:
@@ -187,24 +189,21 @@ class _Swarm:
             right=mean(self._tasks.judge(question, [text])[0].score or 0.0 for question, text in said),
         )
 
-    def _rules(self, peer: Peer, number: int, draw: Draw, ineligible: frozenset[bytes]) -> round.RoundRules:
-        return round.RoundRules(
-            manifest=self._manifest,
-            tasks=self._tasks,
-            peer=peer.peer,
-            round=number,
-            starts_at=float(number * self._manifest.round_seconds),
-            expiration=wire.expiration(0, self._manifest.round_seconds, number),
-            draw=draw,
-            previous=peer.commit.played.commitment if peer.commit else bytes(32),
-            ineligible=lambda: ineligible,
-        )
+    def _join(self, kind: type[Peer], number: int) -> Peer:
+        """A new peer, registered in clock round `number`."""
+        peer = kind(next(self._numbers), self._manifest, self._plan, self._folder, self._served)
+        self._ledger.register(peer, number)
+        if kind is Poisoner:
+            self.dishonest.add(peer.peer)
+        return peer
 
-    def _in_lockstep(self, number: int, rules: dict[bytes, round.RoundRules]) -> None:
+    def _in_lockstep(self, number: int, ineligible: frozenset[bytes]) -> None:
         """Nobody gathers a stage before everybody has published it."""
-        for peer in self.peers:
+        rules, plays = {}, {}
+        for peer in self._peers:
             peer.begin()
-        plays = {peer.peer: (peer, round.play(rules[peer.peer])) for peer in self.peers}
+            rules[peer.peer] = self._rules(peer, number, ineligible)
+            plays[peer.peer] = peer, round.play(rules[peer.peer])
         outcomes: dict[bytes, Any] = dict.fromkeys(plays)
         while plays:
             waiting: dict[bytes, Gather] = {}
@@ -216,6 +215,20 @@ class _Swarm:
                     waiting[key] = effect
             plays = {key: plays[key] for key in waiting}
             outcomes = {key: self._gather(number, effect) for key, effect in waiting.items()}
+
+    def _rules(self, peer: Peer, number: int, ineligible: frozenset[bytes]) -> round.RoundRules:
+        manifest, ledger = self._manifest, self._ledger
+        return round.RoundRules(
+            manifest=manifest,
+            tasks=self._tasks,
+            peer=peer.peer,
+            round=number,
+            starts_at=float(number * manifest.round_seconds),
+            expiration=wire.expiration(0, manifest.round_seconds, number),
+            draw=Draw(manifest.swarm_id, ledger.beacon(number), ledger.active(number), manifest.cell_size),
+            previous=peer.commit.played.commitment if peer.commit else bytes(32),
+            ineligible=lambda: ineligible,
+        )
 
     def _gather(self, number: int, effect: Gather) -> list[Received]:
         heard = self._served.heard(number, effect.stage, effect.cell)

@@ -311,8 +311,11 @@ class Cellmates:
             Answer(peer, leaf, text, one.score or 0.0, one.gist)
             for leaf, text, one in zip(leaves, texts, judged, strict=True)
         ]
-        self.answers[group.index] += answers
-        self._answer_by_leaf.update((answer.leaf, answer) for answer in answers)
+        # Not shown to anybody: else who says that it had no time to score them could say that none is right.
+        known = [answer for answer, one in zip(answers, judged, strict=True) if one.score is not None]
+        if known:
+            self.answers[group.index] += known
+        self._answer_by_leaf.update((answer.leaf, answer) for answer in known)
         digest = group_digest(peer, self._round, ANSWER, group)
         scores = tuple(answer.score for answer in answers)
         self.answer_groups.append(AnswerGroup(peer, digest, group, leaves, scores))

@@ -29,8 +29,9 @@ def skips(peer: SimulatedPeer, reason: str) -> list[bytes]:
     return [skip.leaf for skip in commitment.skips if skip.reason == reason]
 
 
-def is_negative(text: str) -> bool:
-    return text.startswith("-")
+def is_foreign(text: str) -> bool:
+    """Of about a third of all answers."""
+    return text[-1] in "123"
 
 
 @pytest.mark.parametrize("own", [0, 3, None])
@@ -46,17 +47,17 @@ def test_batch_holds_at_most_so_many_own_groups(own):
 def test_own_groups_are_picked_by_the_beacon_and_not_by_their_stage():
     peers = some_peers(5)
     stages = set()
-    for beacon in (b"a" * 32, b"b" * 32, b"c" * 32):
-        play_round(peers, manifest=learning(own_groups=3), beacon=beacon)
+    for number in range(12):
+        play_round(peers, manifest=learning(own_groups=3), beacon=bytes([number]) * 32)
         stages |= {group.prompt.split("\n")[-1] for group in peers[0].batch if group.own}
     assert {"right?", "final?"} < stages
 
 
 def test_foreign_completions_are_left_out_counted_and_named_by_their_leaves():
-    peers = [SimulatedPeer(peer_id(0), foreign=is_negative), *some_peers(6)[1:]]
+    peers = [SimulatedPeer(peer_id(0), foreign=is_foreign), *some_peers(6)[1:]]
     played = play_round(peers)
     reader = peers[0]
-    assert not any(is_negative(c.text) for group in external(reader) for c in group.completions)
+    assert not any(is_foreign(c.text) for group in external(reader) for c in group.completions)
     left_out = skips(reader, FOREIGN)
     assert played[reader.peer].dropped[FOREIGN] == len(left_out) > 0
     used = {leaf for group in external(reader) for leaf in group.leaves}

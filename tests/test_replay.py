@@ -322,11 +322,11 @@ class Machine(Mixture):
         return super().answer_prompt(question)
 
     def critique_prompt(self, question, answers):
-        self._take(answers[-1])
+        self._take("prompt " + answers[-1])
         return super().critique_prompt(question, answers)
 
     def revise_prompt(self, question, answers, critiques):
-        self._take(answers[-1])
+        self._take("prompt " + answers[-1])
         return super().revise_prompt(question, answers, critiques)
 
     def read_critique(self, question, completion, shown):
@@ -413,7 +413,7 @@ def test_text_that_was_not_read_in_time_is_listed(stage):
 
 def test_prompt_that_the_task_has_no_time_to_write_is_listed_and_in_our_words():
     peers = [SimulatedPeer(peer_id(number), skill=0.7) for number in range(5)]
-    play_round(peers, tasks=Machine(lambda text: 2.0 if re.fullmatch(r"-?\d+", text) else 0.0))
+    play_round(peers, tasks=Machine(lambda text: 2.0 if text.startswith("prompt ") else 0.0))
     evidence = evidence_of(peers[0], peers)
     found = replayed(evidence, tasks=Machine(slow(0.0)))
     assert found.faults == []
