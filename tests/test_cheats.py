@@ -22,7 +22,7 @@ ESCALATED_AFTER = 3  # more, for one auditor more
 HONEST = 4
 FAR_BELOW = 0.05  # of what the honest have
 MOST_REPORTS = 3  # until a cheat is found, on a machine that others use too: audits are the first to wait
-# What honest auditors may lose in a run where peers die: two could not reach one that served others (0.25 each).
+# What an honest auditor may lose where peers die: twice it could not reach one that served others, 0.25 each.
 MOST_FAILS = 0.5
 
 CAUGHT_BY = {
