@@ -8,6 +8,7 @@ import random
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -112,6 +113,8 @@ class Peer:
         self._host: Host | None = None
         self._known: list[str] = []  # bootstrap addresses
         self._announced: dict[Place, bytes] = {}  # own envelopes, for as long as they are of use
+        self._first_round: int | None = None  # of this life
+        self._oldest_own: float = inf  # from this round on, whatever we announced is in `_announced`
         self._greeted: dict[bytes, tuple[str, ...]] = {}  # what peers said of their addresses, in this life
         self._chores: list[asyncio.Task[None]] = []
 
@@ -295,6 +298,9 @@ class Peer:
 
     async def enter(self, round_number: int, cell_of: Callable[[bytes], int] | None) -> None:
         self._fetcher.forgive()
+        if self._first_round is None:
+            self._first_round = round_number
+        self._oldest_own = max(self._first_round, round_number - ROUND_TOLERANCE)
         self._announced = {
             place: envelope
             for place, envelope in self._announced.items()
@@ -339,8 +345,10 @@ class Peer:
     ) -> list[wire.Heard]:
         place = Place(round_number, stage, cell)
         by_peer = await self._from_dht(place, timeout)
-        if self._identity.peer in by_peer and place not in self._announced:
-            self.copies.add((round_number, stage))  # signed with our key, and not by us
+        # Signed with our key, and not by us. Audits look at older rounds too, in which we may have spoken.
+        is_own = place in self._announced or round_number < self._oldest_own
+        if self._identity.peer in by_peer and not is_own:
+            self.copies.add((round_number, stage))
         for one in by_peer.values():
             self.gossip.heard(one)
         return [by_peer[peer] for peer in sorted(by_peer)]

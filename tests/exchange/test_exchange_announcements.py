@@ -302,8 +302,20 @@ def test_whoever_speaks_with_our_key_is_a_copy(
     # A slot in which we said nothing ourselves counts, too.
     silent = swarm.announcement(stage=1)
     assert rogue.store(key_of(silent), signed(own, silent), silent.expiration, own.peer)
+    victim.enter(swarm.round, None)
     assert len(victim.heard(swarm.round, 1, 0)) == 1
     assert victim.copies == 2
+
+
+def test_what_we_said_before_a_restart_is_no_copy(make_exchange, make_rogue, swarm, identities):
+    restarted = make_exchange(0)
+    rogue = make_rogue(1, restarted)
+    own, before = identities[0], swarm.announcement()
+    assert rogue.store(key_of(before), signed(own, before), before.expiration, own.peer)
+    assert len(restarted.heard(swarm.round, 0, 0)) == 1  # an audit may look before the next round begins
+    restarted.enter(swarm.round + 1, None)
+    assert len(restarted.heard(swarm.round, 0, 0)) == 1
+    assert restarted.copies == 0
 
 
 # Hostile answers
