@@ -5,7 +5,9 @@ docs/verde.md a cheat is found with the first round in which it cheats, unless i
 then the next one. `-s` prints the rows of the table in benchmarks/README.md.
 """
 
+import os
 import signal
+import time
 from collections.abc import Sequence
 from statistics import mean
 
@@ -228,3 +230,24 @@ def test_honest_peers_under_kills_pauses_slow_disks_and_wrong_clocks_are_never_b
         story = swarm.play(6 + SETTLED_AFTER + ESCALATED_AFTER)
         print(f"\n{table(story, swarm.peers)}")
         assert_honest_are_not_blamed(swarm, [*peers, late])
+
+
+@pytest.mark.slow
+def test_honest_peers_that_hang_over_a_round_or_lose_the_ledger_are_never_blamed(tmp_path):
+    kinds = ["honest"] * 4
+    with CheatSwarm(tmp_path, gallery_manifest("outage", 24), len(kinds)) as swarm:
+        hanging, *_ = peers = swarm.add(*kinds)
+        # Its report comes late, and what it says of others too.
+        swarm.wait_until(2, 0.7)
+        hanging.signal(signal.SIGSTOP)
+        swarm.wait_until(3, 0.4)
+        hanging.signal(signal.SIGCONT)
+        # The ledger makes no block in a whole round, which everybody plays from a draw of its own.
+        swarm.wait_until(5, 0.5)
+        away = 1.9 * swarm.manifest.round_seconds
+        os.kill(swarm.devnet.pid, signal.SIGSTOP)
+        time.sleep(away)
+        os.kill(swarm.devnet.pid, signal.SIGCONT)
+        story = swarm.play(8 + SETTLED_AFTER + ESCALATED_AFTER)
+        print(f"\n{table(story, swarm.peers)}")
+        assert_honest_are_not_blamed(swarm, peers)
