@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import math
 import os
 import random
 import statistics
@@ -403,7 +404,8 @@ def provenance_cheats(bench: Bench) -> Iterator[str]:
 
 
 def spread_of(gaps: Sequence[float]) -> str:
-    """Their first percentile and their median."""
+    """The first percentile and the median of those that were measured."""
+    gaps = [gap for gap in gaps if math.isfinite(gap)]
     return (
         f"{statistics.quantiles(gaps, n=100, method='inclusive')[0]:.2g}, {statistics.median(gaps):.1f}"
         if gaps[1:]

@@ -185,7 +185,7 @@ def test_gradient_is_trls(tmp_path, tokenizer, monkeypatch, loss_type, level, sc
     expected, loss = stock_gradient(stock, rows)
     got, sums = our_gradient(ours, groups, rows, 10**9)
     assert difference(got, expected) < 1e-5
-    assert sums.loss == pytest.approx(loss, rel=1e-5)
+    assert sums.loss == pytest.approx(loss, rel=1e-5, abs=1e-7)  # a difference of far larger numbers
     for name, sum_ in (("clip_ratio/region_mean", sums.clipped), ("kl", sums.kl)):
         if stock._metrics["train"].get(name):
             count = sums.rows if level == "sequence" and name != "kl" else sums.tokens

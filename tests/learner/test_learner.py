@@ -132,6 +132,7 @@ def test_state_file_has_the_same_bytes_for_the_same_state(tmp_path, learner):
     files = ["optimizer.safetensors", "weights.safetensors"]
     for name in files:
         assert (folder / "00000001" / name).read_bytes() == (folder / "00000002" / name).read_bytes()
+    files.append("files.json")
     assert sorted(path.name for path in folder.rglob("*") if path.is_file()) == sorted(2 * files)
 
 
