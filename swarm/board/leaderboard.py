@@ -17,19 +17,17 @@ def leaderboard_table(standings: Sequence[Standing], title: str) -> Table:
     table.add_column(justify="right")
     table.add_column("peer", no_wrap=True)
     table.add_column("id", no_wrap=True)
-    for name in ("rounds", "ranked", "verified reward", "score", "audits", "failed"):
-        table.add_column(name, justify="right")
+    for name in ("ranked", "reward", "score", "pass/fail"):
+        table.add_column(name, justify="right", no_wrap=True)
     for rank, one in enumerate(standings, 1):
         table.add_row(
             str(rank),
             peer_name(one.peer),
             f"{peer_id_text(one.peer)[:6]}…{peer_id_text(one.peer)[-4:]}",
-            str(one.rounds),
-            str(one.ranked_rounds),
+            f"{one.ranked_rounds}/{one.rounds}",
             f"{one.verified_micros / MICROS:.3f}",
             f"{one.score_micros / MICROS:.2f}",
-            str(one.audits_passed + one.audits_failed),
-            str(one.audits_failed) if one.audits_failed else "",
+            f"{one.audits_passed}/{one.audits_failed}",
             style="dim" if not one.is_eligible else None,
         )
     return table
