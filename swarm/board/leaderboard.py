@@ -12,12 +12,12 @@ from swarm.verde.standing import Standing
 
 
 def leaderboard_table(standings: Sequence[Standing], title: str) -> Table:
-    """Peers in their order (`Reputation.standings`)."""
+    """Peers in their order (`Reputation.standings`); audits are passed and failed ones."""
     table = Table(title=title, title_justify="left")
-    table.add_column(justify="right")
+    table.add_column(justify="right", no_wrap=True)
     table.add_column("peer", no_wrap=True)
     table.add_column("id", no_wrap=True)
-    for name in ("ranked", "reward", "score", "pass/fail"):
+    for name in ("ranked", "reward", "score", "audits"):
         table.add_column(name, justify="right", no_wrap=True)
     for rank, one in enumerate(standings, 1):
         table.add_row(
