@@ -122,6 +122,7 @@ def run_demo(options: Options, console: Console) -> int:
             seed=options.seed,
             seconds=time.monotonic() - started,
         )
+        _wait_for_next_round(ledger)
         reputation, _ = read_history(ledger, say)
 
     report_path.write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=2) + b"\n")
@@ -225,6 +226,14 @@ def _watch(
             time.sleep(REFRESH_SECONDS)
     for peer in peers:
         _read(peer, ledger)
+
+
+def _wait_for_next_round(ledger: LedgerClient) -> None:
+    """A round counts for the leaderboard when the next one has begun."""
+    number = int((ledger.now() - ledger.genesis) // ledger.round_seconds)
+    give_up = time.monotonic() + ledger.round_seconds
+    while ledger.first_block(number + 1) is None and time.monotonic() < give_up:
+        time.sleep(REFRESH_SECONDS)
 
 
 @contextlib.contextmanager
