@@ -270,6 +270,8 @@ class Auditing:
             except (LedgerError, sqlite3.Error, OSError) as error:
                 log.warning("audit not done round=%d error=%r", assignment.round, str(error))
             except Exception:
+                if self._stopping:  # the audit process was ended under our hands
+                    return
                 # Whatever a stranger's work brings out in this case, others are to be judged still.
                 log.exception("audit failed peer=%s round=%d", assignment.peer.hex(), assignment.round)
 

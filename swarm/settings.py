@@ -65,7 +65,7 @@ class Settings:
     trusted_code: tuple[str, ...] = ()  # models whose own code may run: OWNER/NAME@COMMIT
     processes: int = 1  # that train together, on a GPU each
     threads: int | None = None  # of torch; None: as many as the process has cores
-    audit_share: float = 0.25  # of the time, for auditing others; 0: no audits
+    audit_share: float = 0.5  # of the time, for auditing others; 0: no audits
     audit_mib_per_day: int = 4096  # of what auditing others may fetch
     max_blob_mib: int = 1024  # of disk, for what is exchanged with others
     trackers: tuple[str, ...] = ("tensorboard",)  # of `swarm.learner.trackers.TRACKERS`
