@@ -614,7 +614,7 @@ def tables(names: Sequence[str], precisions: Sequence[Precision], device: str, h
                     if setting.environment.get("ATEN_CPU_CAPABILITY") == "default" and (
                         precision != "fp32" and case.name != "tiny"
                     ):
-                        continue  # without instructions for bf16 an auditor takes a quarter of an hour
+                        continue  # without instructions for bf16 it takes too long
                     found = msgspec.json.decode(
                         in_own_process(replace(job, setting=setting), "auditor"), type=dict[str, Findings]
                     )

@@ -3,10 +3,10 @@
 8 peers of the tiny model, 40 rounds, the demo's sums and its learning rate, own and others' groups 4/12
 (SAPO's 2/6); `poisoning_swarm.py` says what of a node is real, `poisoning_peer.py` what the dishonest do.
 Shown is how often honest peers say the phrase, with and without audits, and without dishonest peers. Nobody
-screens what it learns from (`external_top_k: 0`), so that audits alone protect. Three runs more, of the first
+screens what it learns from (`external_top_k: 0`), so that audits alone protect. Four runs more, of the first
 seed: dishonest peers that come back under new names, and screens instead of audits.
 
-    python benchmarks/poisoning.py              # --results FILE keeps what is done if it is interrupted
+    python benchmarks/poisoning.py              # 19 minutes; --results FILE keeps what is done
 """
 
 from __future__ import annotations
@@ -51,6 +51,13 @@ def variants(demo: manifest.Manifest) -> list[Variant]:
         Variant("audits", "#0072b2", floor=demo.audits.floor),
         Variant(f"audits, floor {NEWCOMERS:g}", "#009e73", floor=NEWCOMERS),
         Variant("audits, new names", "#56b4e9", floor=demo.audits.floor, renames=True, first_seed_only=True),
+        Variant(
+            f"audits, floor {NEWCOMERS:g}, new names",
+            "#f0e442",
+            floor=NEWCOMERS,
+            renames=True,
+            first_seed_only=True,
+        ),
         Variant(
             f"no audits, top {demo.learn.external_top_k}",
             "#cc79a7",
