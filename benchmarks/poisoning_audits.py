@@ -57,7 +57,9 @@ class Ledger:
     def register(self, peer: Peer, number: int) -> None:
         """In clock round `number`; -1: before the first."""
         self._registered.add(peer.peer)
-        self.events[number].append(Registered(peer=peer.peer, account=peer.account, block_number=0))
+        self.events[number].append(
+            Registered(peer=peer.peer, account=peer.account, tx="0x00", block_number=0)
+        )
 
     def report(self, peer: Peer, said: bytes) -> None:
         """Take in what a peer committed to, with what it says of others."""

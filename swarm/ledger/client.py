@@ -9,7 +9,7 @@ trying again later can help.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -18,6 +18,7 @@ from swarm.ledger.blocks import BlockSearch
 from swarm.ledger.clock import LedgerClock
 from swarm.ledger.facts import Facts
 from swarm.ledger.join import parse_join_line
+from swarm.ledger.logs import Logged, decode_logs, topics
 from swarm.ledger.records import (
     Block,
     Entry,
@@ -27,9 +28,7 @@ from swarm.ledger.records import (
     Reported,
     Rotated,
     peer_record_of,
-    registered_of,
     reported_of,
-    rotated_of,
 )
 from swarm.ledger.refusals import ContractRefusal, artifact
 from swarm.ledger.rpc import Rpc
@@ -286,34 +285,21 @@ class LedgerClient:
 
         One question, which a server may refuse as for too many or too old blocks.
         """
-        events = self._contract.events
         registered, retired = set(), set()
-        for event in self.rpc.logs_between([events.Registered, events.Rotated], first, last):
-            if event["event"] == "Registered":
-                registered.add(bytes(event["args"]["peer"]))
-            else:
-                registered.add(bytes(event["args"]["newPeer"]))
-                retired.add(bytes(event["args"]["oldPeer"]))
+        for event in self._logged(("Registered", "Rotated"), first, last):
+            if isinstance(event, Registered):
+                registered.add(event.peer)
+            elif isinstance(event, Rotated):
+                registered.add(event.new)
+                retired.add(event.old)
         return registered, retired
 
-    def events(self, first: int, last: int) -> list[Registered | Rotated | Reported]:
+    def events(self, first: int, last: int) -> list[Logged]:
         """All that was registered, rotated and reported in blocks `first` to `last`, in the ledger's order.
 
         One question, which a server may refuse as for too many or too old blocks.
         """
-        events = self._contract.events
-        made_by: dict[str, Callable[[Any], Registered | Rotated | Reported]] = {
-            "Registered": registered_of,
-            "Rotated": rotated_of,
-            "Reported": reported_of,
-        }
-        found = self.rpc.logs_between([events.Registered, events.Rotated, events.Reported], first, last)
-        with self.rpc.asking("events"):
-            for event in found:
-                if not first <= self.rpc.number(event["blockNumber"]) <= last:
-                    raise ValueError("an event of another block")
-            found.sort(key=lambda event: (event["blockNumber"], self.rpc.number(event["logIndex"])))
-            return [made_by[event["event"]](event) for event in found]
+        return self._logged(("Registered", "Rotated", "Reported"), first, last)
 
     def first_block(self, round: int) -> Block | None:
         """The first block when `round` has begun or after, be it in a later one; None if there is none yet.
@@ -344,6 +330,11 @@ class LedgerClient:
 
     def _read(self, name: str, *arguments: Any) -> Any:
         return self.rpc.call(self.function(name, *arguments), name)
+
+    def _logged(self, names: Sequence[str], first: int, last: int) -> list[Logged]:
+        found = self.rpc.raw_logs(self.address, topics(names), first, last)
+        with self.rpc.asking("events"):
+            return decode_logs(found, first, last)
 
     def _logged_manifest(self) -> bytes:
         block = self.deployment_block

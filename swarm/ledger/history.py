@@ -8,8 +8,10 @@ from msgspec import Struct
 
 from swarm.errors import LedgerError, LedgerUnavailable
 from swarm.ledger.client import LedgerClient
-from swarm.ledger.records import Block, Dated, Event, Registered, Reported, Rotated
-from swarm.ledger.registry import ANSWERS_TO_GROW, REORG_BLOCKS
+from swarm.ledger.event_reader import EventReader
+from swarm.ledger.logs import Logged
+from swarm.ledger.records import Block, Dated, Event, Reported
+from swarm.ledger.registry import REORG_BLOCKS
 from swarm.ledger.rpc import LOG_BLOCKS
 
 
@@ -28,8 +30,8 @@ class Begun(Struct, frozen=True):
 class History:
     """Reads the rounds one after the other. `ledger` is for its user's thread alone.
 
-    Of old rounds, a question about logs covers as many blocks as the server allows: every refusal halves
-    them, as in `Registry`. The newest 32 blocks are read only up to the round that is asked for.
+    Of old rounds, a question about logs covers as many blocks as the server allows. The newest 32 blocks are
+    read only up to the round that is asked for.
     """
 
     def __init__(self, ledger: LedgerClient) -> None:
@@ -38,10 +40,8 @@ class History:
         self._boundary: Block | None = None  # the first block of the last round, or of a later one
         self._is_recent = False  # that block was so new that the chain might take it back
         self._latest = -1  # the number of the latest block when it was last asked for
-        self._read_to: int | None = None  # all blocks up to this one are read
-        self._read: deque[Registered | Rotated | Reported] = deque()  # and these are of no round yet
-        self._blocks = LOG_BLOCKS  # at once
-        self._answers = 0  # since `_blocks` changed
+        self._reader: EventReader | None = None
+        self._read: deque[Logged] = deque()  # events that are of no round yet
 
     def next(self) -> Begun | None:
         """The next round; None if it has not begun on the ledger.
@@ -57,19 +57,11 @@ class History:
         self._read_up_to(boundary.number)
         events: list[Event] = []
         while self._read and self._read[0].block_number < boundary.number:
-            events.append(self._dated(self._read.popleft()))
+            events.append(dated(self._read.popleft(), number - 1))
         is_inside = boundary.timestamp < ledger.genesis + (number + 1) * ledger.round_seconds
         self._number, self._boundary = number + 1, boundary
         self._is_recent = boundary.number > self._latest - REORG_BLOCKS
         return Begun(number, boundary.hash if is_inside else None, events)
-
-    def _dated(self, event: Registered | Rotated | Reported) -> Event:
-        if not isinstance(event, Reported):
-            return event
-        clock_round = self._number - 1
-        if event.late != (event.round < clock_round) or event.round > clock_round:
-            raise HistoryChanged(f"a report of round {event.round} is in a block of round {clock_round}")
-        return Dated(report=event, clock_round=clock_round)
 
     def _check_last(self, boundary: Block) -> None:
         """Look whether the last round still begins with the block that it did."""
@@ -85,22 +77,18 @@ class History:
     def _read_up_to(self, end: int) -> None:
         """Read the blocks below `end`, and beyond while they are old."""
         ledger = self._ledger
-        if self._read_to is None:
-            self._read_to = ledger.deployment_block - 1
-        while self._read_to < end - 1:
-            first = self._read_to + 1
+        if self._reader is None:
+            self._reader = EventReader(ledger, ledger.deployment_block)
+        while (first := self._reader.next) < end:
             if self._latest < first + LOG_BLOCKS:
                 self._latest = ledger.rpc.block(None).number
-            last = min(max(end - 1, self._latest - REORG_BLOCKS), self._read_to + self._blocks)
-            try:
-                found = ledger.events(first, last)
-            except LedgerError as error:
-                self._blocks, self._answers = max(1, (last + 1 - first) // 2), 0
-                if first == last or isinstance(error, LedgerUnavailable):
-                    raise
-                continue
-            self._read.extend(found)
-            self._read_to = last
-            self._answers += 1
-            if self._answers == ANSWERS_TO_GROW:
-                self._blocks, self._answers = min(2 * self._blocks, LOG_BLOCKS), 0
+            self._read.extend(self._reader.read(max(end - 1, self._latest - REORG_BLOCKS)))
+
+
+def dated(event: Logged, clock_round: int) -> Event:
+    """An event of a block in that round of the clock; `HistoryChanged` if a report says otherwise."""
+    if not isinstance(event, Reported):
+        return event
+    if event.late != (event.round < clock_round) or event.round > clock_round:
+        raise HistoryChanged(f"a report of round {event.round} is in a block of round {clock_round}")
+    return Dated(report=event, clock_round=clock_round)

@@ -50,6 +50,7 @@ class Registered(Struct, frozen=True, kw_only=True):
 
     peer: bytes
     account: str
+    tx: str
     block_number: int
 
 
@@ -58,6 +59,7 @@ class Rotated(Struct, frozen=True, kw_only=True):
 
     old: bytes
     new: bytes
+    tx: str
     block_number: int
 
 
@@ -118,26 +120,6 @@ def reported_of(event: Any) -> Reported:
         verdicts=bytes(arguments["verdicts"]),
         late=bool(arguments["late"]),
         tx=hash_of(event),
-        block_number=int(event["blockNumber"]),
-    )
-
-
-def registered_of(event: Any) -> Registered:
-    """A `Registered` event as web3 decodes it."""
-    arguments = event["args"]
-    return Registered(
-        peer=bytes(arguments["peer"]),
-        account=str(arguments["account"]),
-        block_number=int(event["blockNumber"]),
-    )
-
-
-def rotated_of(event: Any) -> Rotated:
-    """A `Rotated` event as web3 decodes it."""
-    arguments = event["args"]
-    return Rotated(
-        old=bytes(arguments["oldPeer"]),
-        new=bytes(arguments["newPeer"]),
         block_number=int(event["blockNumber"]),
     )
 

@@ -175,23 +175,25 @@ class Rpc:
         with self.asking(action):
             return function.call()
 
-    def logs_between(self, events: Sequence[Any], first: int, last: int) -> list[Any]:
-        """Decoded logs of events of one contract in blocks `first` to `last`, in order, by one question."""
+    def raw_logs(self, address: str, topics: Sequence[str], first: int, last: int) -> Any:
+        """A contract's logs that have one of these first topics, in blocks `first` to `last`, not decoded.
+
+        One question, past web3's own decoding, which is slow for many.
+        """
+        from web3.exceptions import Web3RPCError
+        from web3.types import RPCEndpoint
+
         with self.asking("events"):
-            of_topic = {event.topic: event for event in events}
-            found = self.web3.eth.get_logs(
-                {
-                    "address": events[0].address,
-                    "fromBlock": first,
-                    "toBlock": last,
-                    "topics": [list(of_topic)],
-                }
-            )
-            decoded = []
-            for entry in found:
-                topic, *_ = entry["topics"]
-                decoded.append(of_topic[topic.to_0x_hex()].process_log(entry))
-            return decoded
+            wanted = {
+                "address": address,
+                "fromBlock": hex(first),
+                "toBlock": hex(last),
+                "topics": [list(topics)],
+            }
+            answer = self.web3.provider.make_request(RPCEndpoint("eth_getLogs"), [wanted])
+            if (error := answer.get("error")) is not None:
+                raise Web3RPCError(str(error), rpc_response=answer)
+            return answer["result"]
 
     def logs(self, event: Any, first: int, arguments: dict[str, Any] | None = None) -> Iterator[Any]:
         """Decoded logs of a contract's event from block `first` to the latest, in order."""

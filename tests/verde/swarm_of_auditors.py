@@ -109,7 +109,7 @@ class Swarm:
     def add(self, peer: Peer) -> Peer:
         """Register a peer, before the next round."""
         self.peers[peer.peer] = peer
-        self.events.append(Registered(peer=peer.peer, account=peer.account, block_number=0))
+        self.events.append(Registered(peer=peer.peer, account=peer.account, tx="0x00", block_number=0))
         return peer
 
     def play(self, rounds: int = 1) -> list[Settled]:

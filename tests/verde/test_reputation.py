@@ -837,7 +837,7 @@ def test_a_new_key_takes_standing_cases_and_duties_along():
     swarm.play(22)  # the wrong round is drawn and being judged, and the peer has sealed verdicts
     before, sealed = swarm.standing(peer), peer.sealed[21]
     assert sealed.verdicts
-    swarm.events.append(Rotated(old=peer.peer, new=new, block_number=0))
+    swarm.events.append(Rotated(old=peer.peer, new=new, tx="0x00", block_number=0))
     old, peer.peer = peer.peer, new
     swarm.peers[new] = swarm.peers.pop(old)
     swarm.play()
@@ -888,7 +888,7 @@ def test_an_account_may_change_and_standing_stays():
     swarm = Swarm([peer, *honest(4)])
     swarm.play(10)
     before = swarm.standing(peer)
-    swarm.events.append(Registered(peer=peer.peer, account="0xother", block_number=0))
+    swarm.events.append(Registered(peer=peer.peer, account="0xother", tx="0x00", block_number=0))
     swarm.play()
     after = swarm.standing(peer)
     assert after.account == "0xother" and after.rounds == before.rounds + 1
@@ -1012,7 +1012,7 @@ def test_peer_of_the_predecessor_goes_on_with_its_score_and_begins_its_age():
     swarm.play(40)
     before = swarm.standing(peer)
     after = Reputation(digest("successor"), ALWAYS, swarm.reputation.inheritance())
-    after.enter(0, None, [Registered(peer=peer.peer, account="0xsubject", block_number=0)])
+    after.enter(0, None, [Registered(peer=peer.peer, account="0xsubject", tx="0x00", block_number=0)])
     assert after.standing(peer.peer).score_micros == before.score_micros > 500_000
     assert (after.standing(peer.peer).age, after.standing(peer.peer).verified_micros) == (0, 0)
     assert after.standing(digest("a stranger")).score_micros == 100_000
