@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
-from identity import Identity, IdentityError, peer_digest, peer_id_text, peer_name
+from identity import IdentityError, peer_digest, peer_id_text, peer_name
 from swarm.audit import Checker, Facts, Undecided, facts_of
 from swarm.audit_evidence import Fetching, NotNow, Withheld, most_state_bytes
 from swarm.audit_models import LoadedModels
@@ -23,6 +23,7 @@ from swarm.auditing import withheld
 from swarm.console import plain
 from swarm.errors import SwarmError, UsageError
 from swarm.exchange.addresses import ADDRESSES_FILE, AddressBook
+from swarm.exchange.listener import make_listener
 from swarm.exchange.peer import BOOK_DIALS
 from swarm.exchange.service import Exchange
 from swarm.exchange.validator import SwarmRules
@@ -170,26 +171,16 @@ def _plan(settings: Settings, ledger: LedgerClient) -> Plan:
 
 def _client(settings: Settings, ledger: LedgerClient, folder: Path) -> Exchange:
     """A libp2p node with a key for this once, which says nothing and asks as any stranger may."""
-    identity = Identity.create(folder / "swarm.pem")
     home = settings.swarm_dir(ledger.swarm_id, ledger.address, ledger.genesis)
     met = AddressBook(home / ADDRESSES_FILE).multiaddrs(BOOK_DIALS)
-
-    def refuse(round_number: int, stage: int, message: bytes) -> bytes:
-        raise IdentityError("an audit by hand announces nothing")
-
-    return Exchange(
-        identity,
-        refuse,
-        SwarmRules(
-            swarm_id=ledger.swarm_id,
-            genesis=ledger.genesis,
-            round_seconds=ledger.round_seconds,
-            now=ledger.now_without_asking,
-            registered=lambda peer: None,
-        ),
-        folder,
-        initial_peers=[*ledger.bootnodes(), *met],
+    rules = SwarmRules(
+        swarm_id=ledger.swarm_id,
+        genesis=ledger.genesis,
+        round_seconds=ledger.round_seconds,
+        now=ledger.now_without_asking,
+        registered=lambda peer: None,
     )
+    return make_listener(folder, rules, initial_peers=[*ledger.bootnodes(), *met])
 
 
 def finding_line(finding: Finding) -> str:

@@ -73,11 +73,11 @@ class AuditLog:
             (audited.drawn_in, audited.peer, audited.round, msgspec.msgpack.encode(audited)),
         )
 
-    def audits(self, drawn_in: int | None = None) -> list[Audited]:
-        """All, or those of the cases that were drawn in one round; oldest first."""
+    def audits(self, drawn_in: int | None = None, *, since: int = 0) -> list[Audited]:
+        """Those of the cases that were drawn in one round, or in all from `since` on; oldest first."""
         if not self._query("SELECT name FROM sqlite_master WHERE name = 'audits'"):
             return []  # a reader may come before its writer
-        first, last = (0, 2**62) if drawn_in is None else (drawn_in, drawn_in)
+        first, last = (since, 2**62) if drawn_in is None else (drawn_in, drawn_in)
         rows = self._query(
             "SELECT record FROM audits WHERE drawn_in BETWEEN ? AND ? ORDER BY drawn_in, round, peer",
             (first, last),

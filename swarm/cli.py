@@ -23,6 +23,7 @@ from swarm.options import (
     host_and_port,
     model_options,
     network_options,
+    place_or_off,
     seed,
     share,
     trackers,
@@ -148,6 +149,7 @@ def _join(arguments: argparse.Namespace) -> int:
         max_blob_mib=arguments.blobs,
         audit_share=arguments.audit_share,
         audit_mib_per_day=arguments.audit_mib,
+        metrics=arguments.metrics,
         manifest_path=arguments.manifest,
     )
     reach_of(settings, line.rpc_url)
@@ -204,6 +206,27 @@ def _leaderboard(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _board(arguments: argparse.Namespace) -> int:
+    log_to_stderr()
+    from swarm.board.server import Options, run_board
+    from swarm.ledger.client import connect
+    from swarm.link import last_join_line
+
+    settings = Settings(home=arguments.home)
+    ledger = connect(arguments.swarm or last_join_line(settings))
+    host, port = arguments.listen
+    options = Options(
+        home=arguments.home,
+        host=host,
+        port=port,
+        per_minute=arguments.per_minute,
+        pins=tuple(arguments.pin),
+        public_line=arguments.join_line,
+    )
+    run_board(options, ledger, partial(print, flush=True))  # a script waits for the line
+    return 0
+
+
 def _audit(arguments: argparse.Namespace) -> int:
     from swarm.audit_by_hand import as_json, audit_by_hand, finding_line, summary_lines
     from swarm.ledger.client import connect
@@ -227,35 +250,17 @@ def _audit(arguments: argparse.Namespace) -> int:
 
 
 def _status(arguments: argparse.Namespace) -> int:
-    from swarm.board.status import (
-        as_json,
-        audits_table,
-        exchange_lines,
-        gossip_table,
-        peer_status,
-        status_table,
-    )
-
-    status = peer_status(Settings(home=arguments.home))
+    settings = Settings(home=arguments.home)
     if arguments.json:
-        print(as_json(status))
+        from swarm.board.status import as_json, peer_status
+
+        print(as_json(peer_status(settings)))
         return 0
     from rich.console import Console
 
-    console = Console()
-    console.print(
-        f"{status.name}  {status.peer}  {'running' if status.running else 'not running'}",
-        highlight=False,
-        soft_wrap=True,
-    )
-    for swarm in status.swarms:
-        console.print(status_table(swarm, arguments.rounds))
-        if swarm.gossip:
-            console.print(gossip_table(swarm, arguments.rounds))
-        if swarm.audits:
-            console.print(audits_table(swarm, arguments.rounds))
-        for line in exchange_lines(swarm, arguments.rounds):
-            console.print(line, markup=False, highlight=False, soft_wrap=True)
+    from swarm.board.screen import show_status
+
+    show_status(settings, arguments.rounds, Console(), once=arguments.once)
     return 0
 
 
@@ -371,6 +376,13 @@ def _parser() -> argparse.ArgumentParser:
         help="a day that auditing others may fetch (%(default)s)",
     )
     join.add_argument(
+        "--metrics",
+        type=place_or_off,
+        default=Settings.metrics,
+        metavar="HOST:PORT|off",
+        help="where Prometheus may read this node's metrics (127.0.0.1:9464)",
+    )
+    join.add_argument(
         "--manifest",
         type=Path,
         metavar="FILE",
@@ -435,10 +447,36 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("--json", action="store_true", help="for scripts")
     doctor.set_defaults(run=_doctor)
 
-    board = commands.add_parser("leaderboard", help="who contributed what, read from the ledger")
-    board.add_argument("swarm", metavar="SWARM", help="the swarm's join line")
-    board.add_argument("--json", action="store_true", help="for scripts")
-    board.set_defaults(run=_leaderboard)
+    leaderboard = commands.add_parser("leaderboard", help="who contributed what, read from the ledger")
+    leaderboard.add_argument("swarm", metavar="SWARM", help="the swarm's join line")
+    leaderboard.add_argument("--json", action="store_true", help="for scripts")
+    leaderboard.set_defaults(run=_leaderboard)
+
+    board = commands.add_parser(
+        "board",
+        parents=[home],
+        help="a live page about a swarm, and its API, until Ctrl-C; writes nothing to it",
+    )
+    board.add_argument(
+        "swarm", metavar="SWARM", nargs="?", help="the swarm's join line (of the swarm joined last)"
+    )
+    board.add_argument(
+        "--listen", type=host_and_port, default="127.0.0.1:8734", metavar="HOST:PORT", help="(%(default)s)"
+    )
+    board.add_argument(
+        "--pin", action="append", default=[], metavar="PEER", help="the id of a peer of yours to show on top"
+    )
+    board.add_argument(
+        "--join-line", metavar="LINE", help="what newcomers are shown, if the RPC URL is not for them"
+    )
+    board.add_argument(
+        "--per-minute",
+        type=seed,
+        default=1200,
+        metavar="N",
+        help="requests of one address (of a reverse proxy, if there is one); 0: any number (%(default)s)",
+    )
+    board.set_defaults(run=_board)
 
     audit = commands.add_parser(
         "audit",
@@ -463,6 +501,9 @@ def _parser() -> argparse.ArgumentParser:
         "status", parents=[home], help="what this peer does and hears, and how far each of its reports is"
     )
     status.add_argument("--rounds", type=count, default=20, metavar="N", help="show the last N (%(default)s)")
+    status.add_argument(
+        "--once", action="store_true", help="print it, instead of showing it live while a node runs"
+    )
     status.add_argument("--json", action="store_true", help="for scripts; all rounds")
     status.set_defaults(run=_status)
 

@@ -15,7 +15,7 @@ from swarm.ledger.account import Carrier, LedgerAccount
 from swarm.ledger.client import LedgerClient
 from swarm.ledger.deliveries import Deliveries
 from swarm.ledger.facts import FACTS_FILE, Facts, read_facts, save_facts
-from swarm.ledger.follower import Follower, Seen
+from swarm.ledger.follower import NO_BLOCK, Follower, Seen
 from swarm.ledger.join import JoinLine, parse_join_line
 from swarm.ledger.outbox import Outbox
 from swarm.ledger.records import Report
@@ -157,6 +157,11 @@ class Link:
     def trouble(self) -> str:
         """Why there is no beacon."""
         return self._follower.trouble
+
+    @property
+    def is_away(self) -> bool:
+        """Whether the ledger did not answer when it was asked last."""
+        return self._follower.trouble != NO_BLOCK
 
     def report(self, *reports: Report) -> None:
         """Hand reports over; from here on no crash can lose them. The first one of a round stays.

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import sqlite3
 import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
 
@@ -31,6 +33,8 @@ from swarm import effects, round
 from swarm.audit_evidence import most_state_bytes
 from swarm.audit_process import AuditProcess, Start
 from swarm.auditing import Auditing, Means
+from swarm.board.footprint import gpus_here
+from swarm.board.metrics import Watched, serve_metrics
 from swarm.digest import Purpose, derive
 from swarm.draw import Draw
 from swarm.errors import ExchangeError, LedgerError, SandboxError, SwarmError
@@ -43,7 +47,7 @@ from swarm.exchange.validator import SwarmRules
 from swarm.link import Link
 from swarm.manifest import STAGE_NUMBER
 from swarm.performer import Pace, Performer
-from swarm.records import Records, RoundRecord, Status
+from swarm.records import OwnStanding, Records, RoundRecord, Status
 from swarm.settings import Settings, hold_home, machine_dir
 from swarm.succession import inheritance
 from swarm.task_process import open_tasks
@@ -124,6 +128,9 @@ class Node:
         folder = self._link.folder
         self._records = Records(folder / "state.sqlite")
         self._stack.callback(self._records.close)
+        self._standings: Standings | None = None
+        self._state = "starting"
+        self._serve_metrics(settings.metrics)
         self._must_listen = self._reason_to_listen()
         self._set_status("starting")
         check_packages(self.manifest)
@@ -175,7 +182,7 @@ class Node:
         log.info("ready peer=%s name=%r address=%s", self.identity.peer_id, self.name, address)
 
     def _start_auditing(self, settings: Settings, folder: Path) -> Auditing:
-        standings = Standings(self._link.another_ledger())
+        standings = self._standings = Standings(self._link.another_ledger())
         start = Start(
             manifest=self.manifest.canonical,
             plan=self._training.plan,
@@ -400,6 +407,9 @@ class Node:
             dropped=dict(Counter(played.dropped) + self._newly_dropped()),
             tokens=performer.tokens,
             seconds=performer.seconds,
+            stages=performer.stages,
+            batch_groups=commit.learned.taken,
+            at=time.time(),
         )
         try:
             slot = Slot(self._link.report_scope, record.round, REPORT_SLOT)
@@ -439,14 +449,59 @@ class Node:
 
     def _set_status(self, state: str, number: int | None = None) -> None:
         """Say what we do; a full disk is logged, and the round goes on."""
+        self._state, ends_at = state, self._ends_at(state, number)
         status = Status(
             peer_id=self.identity.peer_id,
             name=self.name,
             state=state,
             round=number,
             health=self._health(),
+            # Whoever reads it has this machine's clock, not the ledger's.
+            ends_at=None if ends_at is None else time.time() + ends_at - self._link.now(),
+            pid=os.getpid(),
+            is_ledger_away=self._link.is_away,
+            standing=self._standing(),
+            gpus=gpus_here(),
         )
         try:
             self._records.set_status(status)
         except sqlite3.Error as error:
             log.error("status not written error=%r", str(error))
+
+    # For its owner
+
+    def _serve_metrics(self, place: tuple[str, int] | None) -> None:
+        watched = Watched(
+            peer=self.identity.peer_id,
+            name=self.name,
+            swarm=self.manifest.swarm_id.hex(),
+            contract=self._link.address,
+            version=version("swarm-rl"),
+            folder=self._link.folder,
+            round_seconds=self.manifest.round_seconds,
+            state=lambda: self._state,
+            current_round=self._current_round,
+            is_ledger_away=lambda: self._link.is_away,
+            health=lambda: self._health(),
+            standing=self._standing,
+        )
+        if place is not None and (server := serve_metrics(place, watched)) is not None:
+            self._stack.callback(server.close)
+
+    def _standing(self) -> OwnStanding | None:
+        """What the ledger makes of us; None before it was read. For any thread."""
+        if self._standings is None:
+            return None
+        with self._standings.reading() as reputation:
+            number, standing = reputation.number, reputation.standing(self.identity.peer)
+        return OwnStanding.of(standing, number) if number >= 0 else None
+
+    def _ends_at(self, state: str, number: int | None) -> float | None:
+        """When what we do is to be over, by the ledger's clock; None where nothing says."""
+        if number is None or state == "done":
+            return None
+        if state == "waiting":
+            return self._starts_at(number)
+        ends: dict[str, float] = {stage.name: stage.ends_at for stage in self.manifest.stages}
+        ends["learn"] = self.manifest.learn.ends_at
+        return self._starts_at(number) + ends.get(state, 1.0) * self.manifest.round_seconds

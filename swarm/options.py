@@ -121,6 +121,11 @@ def host_and_port(text: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
+def place_or_off(text: str) -> tuple[str, int] | None:
+    """`HOST:PORT`, or `off` for None."""
+    return None if text == "off" else host_and_port(text)
+
+
 def ether(text: str) -> float:
     """An amount in ether, from 0 on."""
     try:

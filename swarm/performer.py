@@ -13,12 +13,15 @@ from swarm.errors import ExchangeError, ModelError
 from swarm.exchange.service import Exchange
 from swarm.exchange.wire import Completion
 from swarm.learner.trainer import TrainingGroup, Update
+from swarm.manifest import STAGE_NUMBER
+from swarm.records import StageOutcome
 from swarm.round import RoundRules
 from swarm.training import SamplingState, Training, tokenized
 from swarm.verde.verdicts import AuditClass
 
 log = logging.getLogger("swarm.node")
 
+_NAMES = {number: name for name, number in STAGE_NUMBER.items()}
 # Fetching a cell's blobs may take this share of a round; who is slower than that is left out.
 GATHER_SHARE = 0.1
 
@@ -45,7 +48,7 @@ class Performer:
     """Carries out the effects of one round; what concerns the peer's whole life comes in as callables.
 
     `seconds` sums up where the round's time went: "beacon" (until it was known), "sample", "learn", "wait"
-    (for deadlines) and "other".
+    (for deadlines) and "other". `stages` says of each stage, and of "learn", whether it was in time.
 
     Args:
         state: what to sample with; the update begins with the learner's own.
@@ -80,6 +83,8 @@ class Performer:
         self._began = time.monotonic()
         self._spent = {"beacon": max(0.0, now() - rules.starts_at), "sample": 0.0, "learn": 0.0, "wait": 0.0}
         self._heard: set[bytes] = set()  # others' blobs that came
+        self._announced: dict[int, float | None] = {}  # when, by stage's number; None: it could not be
+        self.stages: dict[str, StageOutcome] = {}
         self.tokens = 0  # sampled
         self.update: Update | None = None
 
@@ -132,6 +137,18 @@ class Performer:
                 effect.announcement.stage,
                 str(error),
             )
+            self._announced[effect.announcement.stage] = None
+        else:
+            self._announced[effect.announcement.stage] = self._now()
+
+    def _outcome(self, effect: Gather) -> StageOutcome:
+        """Of the stage that ends now. Others look at its end: what is announced later they may not see."""
+        if effect.stage not in self._announced:
+            return "empty"
+        at = self._announced[effect.stage]
+        if at is None:
+            return "failed"
+        return "on_time" if at <= effect.at else "late"
 
     def _keep(self, commit: Commit) -> bool:
         """Serve what auditors ask for, before it is reported: who does not serve is found at fault."""
@@ -147,6 +164,7 @@ class Performer:
         return True
 
     def _gather(self, effect: Gather) -> list[Received]:
+        self.stages[_NAMES[effect.stage]] = self._outcome(effect)
         with self._spending("wait"):
             self._wait_until(effect.at)
         try:
@@ -197,6 +215,10 @@ class Performer:
         self.update = self._training.update(groups, self._rules.round, nudge=effect.nudge)
         self._spent["learn"] += self.update.seconds  # what it takes to keep the state is overhead
         self._pace.measured(len(batch), self.update.seconds)
+        if not batch:
+            self.stages["learn"] = "empty"
+        else:
+            self.stages["learn"] = "on_time" if self._now() <= effect.until else "late"
         log.debug("learned update=%s", self.update)
         return Learned(
             taken=len(batch),

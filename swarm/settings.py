@@ -74,6 +74,7 @@ class Settings:
     push_private: bool = True
     relay_url: str | None = None  # who pays for our transactions; None: our own account
     invite: str | None = None  # the relay's, if it asks for one
+    metrics: tuple[str, int] | None = ("127.0.0.1", 9464)  # where Prometheus reads them; None: nowhere
     manifest_path: Path | None = None  # the swarm's manifest, where the ledger's server has no old logs
 
     @property

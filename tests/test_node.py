@@ -2,17 +2,21 @@
 
 import itertools
 import os
+import re
 import resource
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 
 import psutil
 import pytest
 from eth_account import Account
+from prometheus_client.parser import text_string_to_metric_families
 from small_swarm import small_manifest
 
 from identity import Slot, load_or_create_identity, load_or_create_wallet
@@ -92,13 +96,51 @@ def reported_rounds(ledger) -> list[int]:
     return [report.round for report in ledger.reports()]
 
 
+def metrics_are_what_the_node_wrote(peer: Peer, process: subprocess.Popen) -> None:
+    url = re.search(r"metrics url=(http://\S+)", peer.log.read_text())[1]
+    with urllib.request.urlopen(url, timeout=10) as answer:
+        families = list(text_string_to_metric_families(answer.read().decode()))
+    (swarm,) = peer_status(peer.settings).swarms
+    samples = [sample for family in families for sample in family.samples]
+
+    def value(name: str, **labels: str) -> float:
+        (found,) = [one.value for one in samples if (one.name, one.labels) == (name, labels)]
+        return found
+
+    (last,) = swarm.rounds
+    assert last.stages == {"answer": "on_time", "learn": "on_time"}
+    assert value("swarm_rounds_played_total") == 1
+    assert value("swarm_last_round") == last.round
+    assert value("swarm_sampled_tokens_total") == last.tokens > 0
+    assert value("swarm_tokens_per_second") == last.tokens_per_second
+    assert value("swarm_last_reward", stage="answer") == last.rewards["answer"]
+    assert value("swarm_last_phase_seconds", phase="learn") == last.seconds["learn"]
+    assert value("swarm_stages_total", stage="answer", outcome="on_time") == 1
+    assert value("swarm_reports", state="mined") == 1
+    assert (value("swarm_dht_peers"), value("swarm_ledger_away")) == (0, 0)
+    assert value("swarm_score") == pytest.approx(0.1)  # a newcomer's
+    assert value("swarm_memory_bytes", process="p2pd") > 10e6
+    assert value("process_resident_memory_bytes") > 100e6
+    assert "swarm_metrics_errors_total" not in [sample.name for sample in samples]
+    (info,) = [sample for sample in samples if sample.name == "swarm_node_info"]
+    assert info.labels["contract"] == peer.ledger.address
+    assert swarm.doing.pid == process.pid
+    assert swarm.doing.ends_at - time.time() < MANIFEST.round_seconds
+
+
 def test_killed_peer_goes_on_where_it_was(peer, ledger, processes):
-    processes.append(peer.start())
+    processes.append(peer.start("--metrics", "127.0.0.1:0"))
     before = peer.wait_for(mined)
+    metrics_are_what_the_node_wrote(peer, processes[0])
     processes[0].kill()
     processes[0].wait()
-    processes.append(peer.start("--rounds", "1"))
-    assert processes[1].wait(WAIT_SECONDS) == 0, peer.log.read_text()
+    with socket.create_server(("127.0.0.1", 0)) as other:  # has the port that is wanted
+        place = f"127.0.0.1:{other.getsockname()[1]}"
+        processes.append(peer.start("--rounds", "1", "--metrics", place))
+        assert processes[1].wait(WAIT_SECONDS) == 0, peer.log.read_text()
+    assert (
+        f"no metrics at {place} error='Address already in use': join with --metrics" in peer.log.read_text()
+    )
     after = peer.rounds()
     assert "resumed after round" in peer.log.read_text()
     assert "listening" not in peer.log.read_text()

@@ -7,9 +7,9 @@ text for people: control characters are shown as such, and none of it is ever ma
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 
 
 class Answer(BaseModel):
@@ -131,7 +131,7 @@ class Report(Answer):
     """The key that it had then."""
     round: int
     at: int
-    """When the round of its block began."""
+    """When its round began."""
     reward: int
     groups: int
     late: bool
@@ -284,7 +284,7 @@ class Completion(Answer):
     """Of an answer or a revision: the task's, 0 to 1, computed here. Of a critique: what it earned. None: it
     was not computed (in time)."""
     names: str | None
-    """Of critiques and revisions: the student that they name ("A", "B" ...), "none", or None if unreadable."""
+    """Of critiques and revisions: the student that they name ("A", "B" ...), or "none"; None: unreadable."""
 
 
 class Said(Answer):
@@ -334,7 +334,7 @@ class Health(Answer):
     status: Literal["ok", "reading", "away"]
     """As in the pulse."""
     behind_seconds: float
-    """How much older than the present the last look at the ledger is."""
+    """Since the ledger answered last; -1: it never did."""
     version: str
     """Of swarm-rl."""
 
@@ -343,6 +343,3 @@ class Problem(Answer):
     """Why there is no other answer."""
 
     detail: str
-
-
-PeerId = Annotated[str, Field(description="A peer's id, its name, or its account's address.")]

@@ -17,6 +17,7 @@ from rich.table import Table
 
 from identity import Identity, peer_id_text, peer_name
 from swarm.audit_log import AUDITS_FILE, AuditLog
+from swarm.board.vitals import Vitals, VitalsReader, outcome_of
 from swarm.console import plain
 from swarm.errors import LedgerError, SwarmError, UsageError
 from swarm.exchange.addresses import ADDRESSES_FILE, AddressBook
@@ -25,7 +26,7 @@ from swarm.exchange.gossip_reader import Drop, Equivocation, GossipReader, Heard
 from swarm.ledger.deliveries import Deliveries, Delivery
 from swarm.ledger.facts import FACTS_FILE, Facts, read_facts
 from swarm.manifest import MICROS, parse_canonical
-from swarm.records import Records, RoundRecord, Status
+from swarm.records import Records, RoundRecord, StageOutcome, Status
 from swarm.settings import HOME_LOCK, Settings
 
 SHOWN_REASONS = 3  # of a round's drops, in text
@@ -42,17 +43,14 @@ class RoundStatus(Struct, frozen=True, kw_only=True):
     dropped: dict[str, int]  # what others sent and we did not use, by reason
     tokens: int  # sampled
     seconds: dict[str, float]  # where the round's time went (see `swarm.performer.Performer`)
+    stages: dict[str, StageOutcome]
+    external_share: float | None  # of the batch
     report: str  # "queued", "sent", "mined" or "failed"
     late: bool | None  # None until it is mined
     tx: str | None
     block: int | None
     error: str | None
-
-    @property
-    def tokens_per_second(self) -> float | None:
-        """While sampling; None if nothing was sampled."""
-        seconds = self.seconds.get("sample", 0.0)
-        return self.tokens / seconds if self.tokens and seconds else None
+    tokens_per_second: float | None  # while sampling
 
 
 class GossipStatus(RoundGossip, frozen=True, kw_only=True):
@@ -88,6 +86,7 @@ class SwarmStatus(Struct, frozen=True, kw_only=True):
     swarm: str  # its id, hex
     address: str
     doing: Status | None
+    vitals: Vitals
     rounds: list[RoundStatus]
     gossip: list[GossipStatus]
     equivocations: list[Equivocation]
@@ -106,16 +105,42 @@ class PeerStatus(Struct, frozen=True, kw_only=True):
 
 def peer_status(settings: Settings) -> PeerStatus:
     """Read a home; a node may be running in it. `SwarmError` if no peer lives there."""
-    if not settings.identity_path.exists():
-        raise SwarmError(f"there is no {settings.identity_path} yet: `swarm join` makes one")
-    identity = Identity.load(settings.identity_path)
-    files = sorted(settings.swarms_dir.glob(f"*/{FACTS_FILE}"), key=lambda file: file.stat().st_mtime)
-    return PeerStatus(
-        peer=identity.peer_id,
-        name=peer_name(identity.peer),
-        running=_is_running(settings.home / HOME_LOCK),
-        swarms=[status for file in files if (status := _swarm_status(file)) is not None],
-    )
+    return StatusReader(settings).read()
+
+
+class StatusReader:
+    """Reads a home again and again. `SwarmError` if no peer lives there."""
+
+    def __init__(self, settings: Settings) -> None:
+        if not settings.identity_path.exists():
+            raise SwarmError(f"there is no {settings.identity_path} yet: `swarm join` makes one")
+        self._settings = settings
+        self._identity = Identity.load(settings.identity_path)
+        self._readers: dict[Path, VitalsReader] = {}  # by the swarm's folder
+
+    def read(self, *, last: int | None = None) -> PeerStatus:
+        """As of now; with `last`, so many rounds of the swarm that was joined last, and no others."""
+        running = _is_running(self._settings.home / HOME_LOCK)
+        swarms = []
+        for file in self._facts_files()[-1 if last is not None else 0 :]:
+            reader = self._readers.setdefault(file.parent, VitalsReader(file.parent))
+            status = _swarm_status(file, reader, running, last)
+            if status is not None:
+                swarms.append(status)
+        return PeerStatus(
+            peer=self._identity.peer_id,
+            name=peer_name(self._identity.peer),
+            running=running,
+            swarms=swarms,
+        )
+
+    def _facts_files(self) -> list[Path]:
+        """Of the swarms in which the peer took part, the one that was joined last at the end."""
+        found: list[tuple[float, Path]] = []
+        for file in self._settings.swarms_dir.glob(f"*/{FACTS_FILE}"):
+            with contextlib.suppress(OSError):
+                found.append((file.stat().st_mtime, file))
+        return [file for _, file in sorted(found)]
 
 
 def status_table(swarm: SwarmStatus, last: int) -> Table:
@@ -219,7 +244,9 @@ def _is_running(path: Path) -> bool:
         return True
 
 
-def _swarm_status(facts_file: Path) -> SwarmStatus | None:
+def _swarm_status(
+    facts_file: Path, reader: VitalsReader, running: bool, last: int | None
+) -> SwarmStatus | None:
     facts = read_facts(facts_file)
     if facts is None:
         return None
@@ -228,19 +255,22 @@ def _swarm_status(facts_file: Path) -> SwarmStatus | None:
     records: list[RoundRecord] = []
     deliveries: dict[int, Delivery] = {}
     # A node that has only begun has not made them all; a damaged one shows less.
-    with contextlib.suppress(sqlite3.Error, LedgerError):
+    with contextlib.suppress(sqlite3.Error, LedgerError, ValueError, TypeError):
         with contextlib.closing(Records(folder / "state.sqlite", read_only=True)) as opened:
-            doing, records = opened.status(), opened.rounds()
+            doing = opened.status()
+            records = opened.rounds() if last is None else opened.latest(last)
         with contextlib.closing(Deliveries(folder / "outbox.sqlite", read_only=True)) as outbox:
             deliveries = {delivery.round: delivery for delivery in outbox.all()}
     gossip = GossipReader(folder / GOSSIP_FILE)
+    heard = gossip.rounds()
     return SwarmStatus(
         name=_name(facts),
         swarm=facts.swarm_id.hex(),
         address=facts.address,
         doing=doing,
+        vitals=reader.read(doing.pid if doing is not None and running else None),
         rounds=[_round_status(record, deliveries.get(record.round)) for record in records],
-        gossip=[_gossip_status(gossip, summary) for summary in gossip.rounds()],
+        gossip=[_gossip_status(gossip, summary) for summary in heard[-(last or len(heard)) :]],
         equivocations=gossip.equivocations(),
         exchange=_exchange_status(folder / ADDRESSES_FILE),
         audits=_audits(folder / AUDITS_FILE),
@@ -269,14 +299,14 @@ def _audits(path: Path) -> list[AuditStatus]:
     try:
         with contextlib.closing(AuditLog(path, read_only=True)) as opened:
             done = opened.audits()
-    except (sqlite3.Error, msgspec.MsgspecError):  # a damaged one shows less
+    except (sqlite3.Error, ValueError, TypeError):  # a damaged one shows less
         return []
     return [
         AuditStatus(
             peer=peer_id_text(one.peer),
             name=peer_name(one.peer),
             round=one.round,
-            outcome=one.findings.outcome.name.lower() if one.findings else "undecided",
+            outcome=outcome_of(one),
             words=one.words,
             seconds=one.seconds,
             fetched_bytes=one.fetched_bytes,
@@ -301,11 +331,14 @@ def _round_status(record: RoundRecord, delivery: Delivery | None) -> RoundStatus
         dropped=record.dropped,
         tokens=record.tokens,
         seconds=record.seconds,
+        stages=record.stages,
+        external_share=record.external_share,
         report=delivery.state,
         late=delivery.late,
         tx=delivery.tx,
         block=delivery.block,
         error=delivery.error,
+        tokens_per_second=record.tokens_per_second,
     )
 
 

@@ -35,6 +35,7 @@ class Fetcher:
 
     def __init__(self, store: BlobStore) -> None:
         self.shunned: dict[bytes, str] = {}  # peer to reason
+        self.fetched_bytes = 0  # in all, of blobs that broke off or were wrong too
         self._store = store
         self._gate = _Gate()
 
@@ -66,7 +67,8 @@ class Fetcher:
             self._refuse_shunned(peer)
             async with self._gate.slot(peer, size_bytes), self._begun(digest, size_bytes) as partial:
                 self._refuse_shunned(peer)  # it may have failed another fetch meanwhile
-                resumed = partial.offset > 0
+                begins = partial.offset
+                resumed = begins > 0
                 try:
                     served = await download(p2p, peer, partial)
                 except (EOFError, ConnectionError):
@@ -74,6 +76,8 @@ class Fetcher:
                         raise ExchangeError("peer broke off the blob") from None
                     broke_off = True
                     continue
+                finally:
+                    self.fetched_bytes += partial.offset - begins
                 if served:
                     try:
                         return await asyncio.to_thread(partial.finish)

@@ -26,6 +26,7 @@ class FileFetcher:
 
     def __init__(self, own: Callable[[bytes, int], BinaryIO | None]) -> None:
         self._own = own
+        self.fetched_bytes = 0  # in all, of files that broke off or were wrong too
         self._gate = asyncio.Semaphore(MAX_FILES)
         self._under_way: set[Path] = set()
 
@@ -61,7 +62,11 @@ class FileFetcher:
                 if may_copy and await self._copy(download):
                     all_of_peer = may_copy = False
                 else:
-                    await _pull(p2p, peer, download)
+                    begins = download.offset
+                    try:
+                        await _pull(p2p, peer, download)
+                    finally:
+                        self.fetched_bytes += download.offset - begins
                 if await asyncio.to_thread(download.finish):
                     return
                 if all_of_peer:

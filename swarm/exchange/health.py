@@ -13,3 +13,7 @@ class Health(Struct, frozen=True, kw_only=True):
     peers: int  # in the routing table
     restarts: int  # of libp2p, in this life of the node
     reach: Reachability | None  # None until somebody could be asked
+    # In this life of the node:
+    heard: int = 0  # announcements of others, each time that they were read
+    fetched_bytes: int = 0  # of others' blobs and states, whatever became of them
+    served_bytes: int = 0

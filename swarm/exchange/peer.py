@@ -117,13 +117,21 @@ class Peer:
         self._oldest_own: float = inf  # from this round on, whatever we announced is in `_announced`
         self._greeted: dict[bytes, tuple[str, ...]] = {}  # what peers said of their addresses, in this life
         self._chores: list[asyncio.Task[None]] = []
+        self._heard_count = 0
 
     @property
     def health(self) -> Health:
         """How things are; may be asked from any thread."""
         host = self._host
         peers = len(host.peers) if host is not None else 0
-        return Health(peers=peers, restarts=self.restarts, reach=self.reachability)
+        return Health(
+            peers=peers,
+            restarts=self.restarts,
+            reach=self.reachability,
+            heard=self._heard_count,
+            fetched_bytes=self._fetcher.fetched_bytes + self._file_fetcher.fetched_bytes,
+            served_bytes=self.blob_server.served_bytes,
+        )
 
     # What the validator's witness is told
 
@@ -351,6 +359,7 @@ class Peer:
             self.copies.add((round_number, stage))
         for one in by_peer.values():
             self.gossip.heard(one)
+        self._heard_count += len(by_peer.keys() - {self._identity.peer})
         return [by_peer[peer] for peer in sorted(by_peer)]
 
     async def _from_dht(self, place: Place, timeout: float) -> dict[bytes, wire.Heard]:

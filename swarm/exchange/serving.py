@@ -53,10 +53,12 @@ class BlobServer:
 
     Attributes:
         shared: the files that are served beside the store.
+        served_bytes: how much was sent so far.
     """
 
     def __init__(self, store: BlobStore, registered: Registered, others_bytes_per_day: int) -> None:
         self.shared = SharedFiles()
+        self.served_bytes = 0
         self._store = store
         self._registered = registered
         self._auditors: frozenset[bytes] = frozenset()
@@ -139,6 +141,7 @@ class BlobServer:
                 await streams.send(writer, chunk)
             else:
                 return  # it asks for the rest, and is told
+            self.served_bytes += len(chunk)
 
     def open(self, digest: bytes, offset: int = 0) -> BinaryIO | None:
         """The blob's file at this offset; None if it has no such offset, or is not here. Blocks."""

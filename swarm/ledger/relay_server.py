@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import logging
 import signal
 from collections import Counter
@@ -22,6 +21,7 @@ import msgspec
 from aiohttp import web
 from filelock import FileLock, Timeout
 
+from swarm.callers import caller, url_of
 from swarm.errors import LedgerError
 from swarm.ledger.client import connect
 from swarm.ledger.relay import Relay, RelayOptions
@@ -145,7 +145,7 @@ class _Server:
                 raise LedgerError(
                     f"cannot listen on {options.host}, port {options.port}: {reason}"
                 ) from error
-            url = _url(options.host, runner.addresses[0][1])
+            url = url_of(options.host, runner.addresses[0][1])
             started(url, f"relay at {url} pays as {self._relay.address} ({balance:.4f} ether)")
             await self._until(stop, runner)
         finally:
@@ -183,7 +183,7 @@ class _Server:
 
     async def _info(self, request: web.Request) -> web.Response:
         try:
-            return _json(200, await self._queued(_client(request.remote), self._relay.info))
+            return _json(200, await self._queued(caller(request.remote), self._relay.info))
         except Refused as refused:
             return _json(refused.status, refused.problem)
 
@@ -195,7 +195,7 @@ class _Server:
             answer = self._relay.present(digest)
             if answer is None:
                 self._relay.check_proofs(asked)
-                client = _client(request.remote)
+                client = caller(request.remote)
                 answer = await self._queued(client, self._relay.take, asked, digest, client)
                 self._wake.set()
         except Refused as refused:
@@ -266,20 +266,3 @@ def _decoded(body: bytes, kind: type[R]) -> R:
 
 def _json(status: int, contents: Answer | Problem | Any) -> web.Response:
     return web.Response(status=status, body=msgspec.json.encode(contents), content_type="application/json")
-
-
-def _client(remote: str | None) -> str:
-    """Whom the quotas count: an IPv4 address, or an IPv6 network of 48 bits, which is one site's."""
-    try:
-        address = ipaddress.ip_address((remote or "").partition("%")[0])
-    except ValueError:
-        return remote or "?"
-    if address.version == 4:
-        return str(address)
-    if address.ipv4_mapped is not None:
-        return str(address.ipv4_mapped)
-    return str(ipaddress.ip_network((address, 48), strict=False))
-
-
-def _url(host: str, port: int) -> str:
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -176,6 +176,11 @@ class Reputation:
         kept = member.kept(round) if member else None
         return kept.report if kept else None
 
+    def ranked(self, peer: bytes) -> dict[int, bool]:
+        """Of the peer's recent reports, by round, whether they count."""
+        member = self._find(peer)
+        return {kept.report.round: kept.is_ranked for kept in member.reports} if member else {}
+
     def has_reported_since(self, peer: bytes, round: int) -> bool:
         """Whether the ledger has a report of the peer of this round or a later one."""
         member = self._find(peer)

@@ -12,6 +12,7 @@ from swarm.ledger.account import LedgerAccount
 from swarm.ledger.client import LedgerClient
 from swarm.ledger.history import History, HistoryChanged
 from swarm.ledger.records import Dated, Registered, Rotated
+from swarm.ledger.registry import ANSWERS_TO_GROW
 
 
 @pytest.fixture
@@ -168,7 +169,7 @@ def test_a_server_that_allows_few_blocks_tells_everything(
     assert [said(begun) for begun in rounds] == [[], [Registered, (identities[0].peer, 0, False, 0)]]
     assert sorted(server.ranges) == server.ranges
     refused = server.asked.count("eth_getLogs") - len(server.ranges)
-    assert refused < 12 + len(server.ranges) / history_module.ANSWERS_TO_GROW
+    assert refused < 12 + len(server.ranges) / ANSWERS_TO_GROW
 
 
 def test_an_answer_that_fails_is_asked_for_again_and_nothing_comes_twice(

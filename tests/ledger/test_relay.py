@@ -634,7 +634,7 @@ def test_each_client_has_a_share(guest: Guest, relay: RunningRelay, monkeypatch:
         return Answer("accepted")
 
     client = ["greedy"]
-    monkeypatch.setattr(relay_server, "_client", lambda _: client[0])
+    monkeypatch.setattr(relay_server, "caller", lambda _: client[0])
     monkeypatch.setattr(Relay, "take", take)
     request = guest.registration()
     with ThreadPoolExecutor(8) as pool:
@@ -674,7 +674,7 @@ def test_what_nobody_signed_waits_for_no_ledger(
 
 
 def test_ipv6_clients_are_counted_by_site() -> None:
-    name = relay_server._client
+    name = relay_server.caller
     assert name("2001:db8:1:2::3") == name("2001:db8:1:ffff::4") == "2001:db8:1::/48"
     assert name("::ffff:10.0.0.1") == name("10.0.0.1") == "10.0.0.1"
 
