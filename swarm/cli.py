@@ -77,6 +77,7 @@ def _demo(arguments: argparse.Namespace) -> int:
         manifest=arguments.manifest or DEMO_MANIFEST,
         home=arguments.home,
         model=arguments.model,
+        board=arguments.board,
     )
     return run_demo(options, Console())
 
@@ -325,6 +326,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     demo.add_argument(
         "--model", metavar="NAME", help="which of the manifest's models (tiny, if it is one of them)"
+    )
+    demo.add_argument(
+        "--no-board", dest="board", action="store_false", help="without the page, whose address is printed"
     )
     demo.set_defaults(run=_demo)
 

@@ -1,7 +1,7 @@
 """`swarm demo`: a whole swarm on this machine, made of the same parts as any other.
 
-It starts a devnet, creates the swarm on it, starts peers as separate `swarm join` processes, shows what
-their databases say, and in the end reads the leaderboard from the ledger.
+It starts a devnet, creates the swarm on it, starts peers as separate `swarm join` processes and a board as
+`swarm board`, shows what the peers' databases say, and in the end reads the leaderboard from the ledger.
 """
 
 from __future__ import annotations
@@ -9,11 +9,12 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -49,6 +50,7 @@ LOADING_SECONDS_PER_PEER = 6
 REFRESH_SECONDS = 0.5
 STOP_SECONDS = 3.0  # a peer that has not stopped by then is killed
 FUNDS_ETHER = 10
+BOARD_PLACE = ("127.0.0.1", 8734)
 MACHINE_FOLDER = "machine"  # the demo's keys and chain are its own, so their locks and queues are too
 
 
@@ -63,16 +65,15 @@ class Options:
     manifest: Path
     home: Path
     model: str | None = None  # one of the manifest's; None: tiny where it is allowed, which needs no network
+    board: bool = True
 
 
 @dataclass
-class DemoPeer:
-    """One peer: its home, its process, and what its database says."""
+class Started:
+    """A `swarm` process in a home of its own."""
 
     settings: Settings
-    identity: Identity
     process: subprocess.Popen[bytes] | None = None
-    view: PeerView = field(default_factory=PeerView)
 
     @property
     def running(self) -> bool:
@@ -80,9 +81,17 @@ class DemoPeer:
         return self.process is not None and self.process.poll() is None
 
 
+@dataclass
+class DemoPeer(Started):
+    """One peer, and what its database says."""
+
+    identity: Identity = field(kw_only=True)
+    view: PeerView = field(default_factory=PeerView)
+
+
 def run_demo(options: Options, console: Console) -> int:
     """Run a demo to its end; returns the exit code. Leaving it in any way stops all it started."""
-    started = time.monotonic()
+    began = time.monotonic()
     # Before anything is started: a task's parameters may be wrong.
     manifest = msgspec.structs.replace(check_loads(options.manifest), seed=options.seed)
     folder = _make_folder(options)
@@ -99,7 +108,7 @@ def run_demo(options: Options, console: Console) -> int:
         devnet = stack.enter_context(Devnet(log_path=folder / "anvil.log"))
         guard.watch(devnet.pid)
         peers = [_make_peer(folder / f"peer{i}", devnet) for i in range(options.peers)]
-        loading = LOADING_SECONDS + LOADING_SECONDS_PER_PEER * options.peers
+        loading = LOADING_SECONDS + LOADING_SECONDS_PER_PEER * (options.peers + options.board)
         ledger = deploy(
             devnet.rpc_url,
             Account.from_key(devnet.funded_key),
@@ -107,11 +116,17 @@ def run_demo(options: Options, console: Console) -> int:
             int(time.time()) + loading,
             folder / MACHINE_FOLDER,
         )
-        stack.callback(_stop, peers)
+        board = Started(Settings(home=folder / "board"))
+        started: list[Started] = [*peers, board]
+        stack.callback(_stop, started)
         for peer in peers:
-            _start(peer, ledger, manifest, options, folder / MACHINE_FOLDER)
+            _start_peer(peer, ledger, manifest, options, folder / MACHINE_FOLDER)
             guard.watch(peer.process.pid)  # type: ignore[union-attr]
-        _watch(peers, ledger, manifest, options, console)
+        if options.board:
+            _start(board, ["board", ledger.join_line, "--listen", _board_place()], folder / MACHINE_FOLDER)
+            guard.watch(board.process.pid)  # type: ignore[union-attr]
+        _watch(peers, board, ledger, manifest, options, console)
+        expected = list[Started](peers) if board.running else started  # to have ended well by now
         _stop(peers)
         if not any(peer.view.records for peer in peers):
             raise SwarmError(f"no peer finished a round; one of them says: {_last_words(peers[0])}")
@@ -120,7 +135,7 @@ def run_demo(options: Options, console: Console) -> int:
             [(peer.identity, peer.view.audits) for peer in peers],
             ledger,
             seed=options.seed,
-            seconds=time.monotonic() - started,
+            seconds=time.monotonic() - began,
         )
         _wait_for_next_round(ledger)
         reputation, _ = read_history(ledger, say)
@@ -133,17 +148,18 @@ def run_demo(options: Options, console: Console) -> int:
     console.print(
         f"plot    {plot_path}\nreport  {report_path}", soft_wrap=True, highlight=False, markup=False
     )
-    for peer in peers:
-        code = peer.process.returncode if peer.process else None
+    for one in expected:
+        code = one.process.returncode if one.process else None
         if code:
             how = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
-            line = f"lost    {peer.view.name} ({how}): see {_log_path(peer)}"
+            name = one.view.name if isinstance(one, DemoPeer) else "the board"
+            line = f"lost    {name} ({how}): see {_log_path(one)}"
             console.print(line, style="yellow", soft_wrap=True, markup=False)
     return 0
 
 
-def _log_path(peer: DemoPeer) -> Path:
-    return peer.settings.home / "node.log"
+def _log_path(one: Started) -> Path:
+    return one.settings.home / ("node.log" if isinstance(one, DemoPeer) else "board.log")
 
 
 def _last_words(peer: DemoPeer) -> str:
@@ -182,20 +198,26 @@ def _make_peer(home: Path, devnet: Devnet) -> DemoPeer:
     journal.close()
     wallet = load_or_create_wallet(settings.wallet_path)
     devnet.fund(wallet.address, FUNDS_ETHER)
-    return DemoPeer(settings, identity, view=PeerView(peer_name(identity.peer)))
+    return DemoPeer(settings, identity=identity, view=PeerView(peer_name(identity.peer)))
 
 
-def _start(peer: DemoPeer, ledger: LedgerClient, manifest: Manifest, options: Options, machine: Path) -> None:
+def _start_peer(
+    peer: DemoPeer, ledger: LedgerClient, manifest: Manifest, options: Options, machine: Path
+) -> None:
     threads = max(1, (os.cpu_count() or 1) // options.peers)
-    command = [sys.executable, "-m", "swarm", "join", ledger.join_line]
-    command += ["--home", str(peer.settings.home), "--rounds", str(options.rounds), "--threads", str(threads)]
-    command += ["--memory-share", str(1 / options.peers)]
+    command = ["join", ledger.join_line, "--rounds", str(options.rounds), "--threads", str(threads)]
+    command += ["--memory-share", str(1 / options.peers), "--metrics", "127.0.0.1:0"]
     model = options.model or (EMBEDDED_MODEL if EMBEDDED_MODEL in manifest.models else None)
     command += ["--model", model] if model else []
-    with _log_path(peer).open("wb") as log:
+    _start(peer, command, machine)
+
+
+def _start(one: Started, command: list[str], machine: Path) -> None:
+    one.settings.home.mkdir(parents=True, exist_ok=True)
+    with _log_path(one).open("wb") as log:
         # A session of its own: its p2p daemon can be ended with it, and Ctrl-C reaches only the demo.
-        peer.process = subprocess.Popen(
-            command,
+        one.process = subprocess.Popen(
+            [sys.executable, "-m", "swarm", *command, "--home", str(one.settings.home)],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -204,15 +226,41 @@ def _start(peer: DemoPeer, ledger: LedgerClient, manifest: Manifest, options: Op
         )
 
 
+def _board_place() -> str:
+    """Where `swarm board` is by default; any free port, if that one is taken."""
+    try:
+        with socket.create_server(BOARD_PLACE):
+            return f"{BOARD_PLACE[0]}:{BOARD_PLACE[1]}"
+    except OSError:
+        return f"{BOARD_PLACE[0]}:0"
+
+
+def _board_line(board: Started) -> str | None:
+    """What the board said when it began to serve; None if it has not."""
+    with contextlib.suppress(OSError):
+        for line in _log_path(board).read_text(errors="replace").splitlines():
+            if line.startswith("board at "):
+                return line
+    return None
+
+
 def _watch(
-    peers: list[DemoPeer], ledger: LedgerClient, manifest: Manifest, options: Options, console: Console
+    peers: list[DemoPeer],
+    board: Started,
+    ledger: LedgerClient,
+    manifest: Manifest,
+    options: Options,
+    console: Console,
 ) -> None:
     """Show the swarm until every peer has played its rounds or is gone."""
     # Each peer plays its rounds and exits; one that hangs is given two rounds more.
     longest = manifest.round_seconds * (options.rounds + 2)
-    printed = 0
+    printed, board_said = 0, not options.board
     with _display(console) as display:
         while any(peer.running for peer in peers) and ledger.now() < ledger.genesis + longest:
+            if not board_said and (line := _board_line(board)) is not None:
+                console.print(line, soft_wrap=True, highlight=False, markup=False)
+                board_said = True
             for peer in peers:
                 _read(peer, ledger)
             views = [peer.view for peer in peers]
@@ -269,20 +317,20 @@ def _read(peer: DemoPeer, ledger: LedgerClient) -> None:
             peer.view.audits = audits.audits()
 
 
-def _stop(peers: list[DemoPeer]) -> None:
-    """Ask every peer to stop, then kill what is left of its session (its p2p daemon too)."""
-    for peer in peers:
-        if peer.running:
-            peer.process.terminate()  # type: ignore[union-attr]
+def _stop(processes: Sequence[Started]) -> None:
+    """Ask every process to stop, then kill what is left of its session (its p2p daemon too)."""
+    for one in processes:
+        if one.running:
+            one.process.terminate()  # type: ignore[union-attr]
     deadline = time.monotonic() + STOP_SECONDS
-    for peer in peers:
-        if peer.process is None:
+    for one in processes:
+        if one.process is None:
             continue
         with contextlib.suppress(subprocess.TimeoutExpired):
-            peer.process.wait(max(0.0, deadline - time.monotonic()))
+            one.process.wait(max(0.0, deadline - time.monotonic()))
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(peer.process.pid, signal.SIGKILL)
-        peer.process.wait()
+            os.killpg(one.process.pid, signal.SIGKILL)
+        one.process.wait()
 
 
 def _discard_bulk(peers: list[DemoPeer]) -> None:

@@ -8,6 +8,7 @@ everything after the last block that has is forgotten and read again.
 from __future__ import annotations
 
 import logging
+import sqlite3
 import threading
 import time
 from collections import defaultdict
@@ -20,7 +21,7 @@ import msgspec
 
 from swarm.board.index import Index
 from swarm.draw import Draw
-from swarm.errors import LedgerError, LedgerUnavailable
+from swarm.errors import LedgerError, LedgerUnavailable, SwarmError
 from swarm.ledger.background import Background
 from swarm.ledger.client import ACTIVE_LAG, LedgerClient
 from swarm.ledger.event_reader import EventReader
@@ -61,6 +62,7 @@ class Indexer:
         self._reader: EventReader | None = None
         self._latest = Block(-1, 0, b"")
         self._rebuilding = True
+        self._ranked: dict[bytes, dict[int, bool]] = {}  # what of this the index knows, of recent rounds
         # Below: read by others, inside `reading`.
         self.reputation: Reputation | None = None
         self.accounts: dict[bytes, str] = {}  # of the registered peers, by their current keys
@@ -137,7 +139,9 @@ class Indexer:
                 pause = self._look()
                 self._kind, self._backoff = "", FIRST_BACKOFF
             except LedgerError as error:
-                pause = self._away(error)
+                pause = self._away(error, kind_of_trouble(error))
+            except sqlite3.Error as error:  # a full disk, mostly: what was read is as it was
+                pause = self._away(SwarmError(f"cannot write {self._path}: {error}"), "index")
             if pause > 0:
                 self._wake.wait(pause)
                 self._wake.clear()
@@ -238,6 +242,7 @@ class Indexer:
         with self._changed:
             self.reputation = reputation
         self._fill_memory()
+        self._ranked.clear()
         self._rank(standing.peer for standing in reputation.standings())
         self._rebuilding = False
 
@@ -306,14 +311,18 @@ class Indexer:
         return entered
 
     def _rank(self, peers: Iterable[bytes]) -> None:
-        """Write down which of the peers' recent reports count."""
+        """Write down which of the peers' recent reports count, as far as that has changed."""
         index, reputation = self._index, self.reputation
         assert index is not None and reputation is not None
-        index.rank(
-            (is_ranked, number, peer)
-            for peer in peers
-            for number, is_ranked in reputation.ranked(peer).items()
-        )
+        changes = []
+        for peer in peers:
+            before, now = self._ranked.get(peer, {}), reputation.ranked(peer)
+            if before != now:
+                changes += [
+                    (value, number, peer) for number, value in now.items() if before.get(number) != value
+                ]
+                self._ranked[peer] = now
+        index.rank(changes)
 
     def _prune(self, number: int) -> None:
         oldest = number - TREND_ROUNDS
@@ -349,7 +358,7 @@ class Indexer:
         return [dated(event, number - 1) for event in events]
 
     def _progress(self, number: int, last: int, where: str) -> None:
-        if time.monotonic() - self._progress_at > PROGRESS_SECONDS:
+        if number < last and time.monotonic() - self._progress_at > PROGRESS_SECONDS:
             self._progress_at = time.monotonic()
             log.info("reading the swarm's history from=%s round=%d of=%d", where, number, last)
 
@@ -361,10 +370,10 @@ class Indexer:
         if changed:
             self._tell()
 
-    def _away(self, error: LedgerError) -> float:
-        if kind_of_trouble(error) != self._kind:
-            log.warning("cannot read the ledger error=%r", str(error))
-        self._kind = kind_of_trouble(error)
+    def _away(self, error: SwarmError, kind: str) -> float:
+        if kind != self._kind:
+            log.warning("cannot go on error=%r", str(error))
+        self._kind = kind
         with self._changed:
             self.state, self.trouble = "away", str(error)
         self._tell()

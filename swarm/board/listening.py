@@ -67,6 +67,7 @@ class _Cell:
         self.due = due  # by stage, Unix seconds on the ledger's clock
         self.looks: Counter[str] = Counter()
         self.found: set[str] = set()  # stages in which somebody was heard
+        self.is_shown = False
 
 
 class Listening:
@@ -116,6 +117,7 @@ class Listening:
         self._alone = False
         self._unknown_since: float | None = None
         self._cells: dict[int, _Cell] = {}
+        self._ending = threading.Lock()  # of the exchange
         self._exchange: Exchange | None = None
         self._tasks: Tasks | None = None
         self._backoff = FIRST_BACKOFF
@@ -138,9 +140,7 @@ class Listening:
         """End it, and the processes that it started."""
         self._stopping = True
         self._wake.set()
-        exchange = self._exchange
-        if exchange is not None:
-            exchange.stop()
+        self._end_exchange()
         deadline = time.monotonic() + LAST_SECONDS
         ended = self._thread.join(STOP_SECONDS)
         while not ended and time.monotonic() < deadline:
@@ -225,7 +225,8 @@ class Listening:
             self._exchange = exchange = self._make_exchange(Path(folder))
             if self._stopping:
                 return
-            stack.enter_context(exchange)
+            stack.callback(self._end_exchange)
+            exchange.start()
             log.info("listening to the swarm peers=%d", exchange.health.peers)
             entered: tuple[int, Draw] | None = None
             while not self._stopping:
@@ -242,6 +243,12 @@ class Listening:
                     continue
                 self._wake.wait(pause)
                 self._wake.clear()
+
+    def _end_exchange(self) -> None:
+        """One caller waits for the other: its folder goes when all is written."""
+        with self._ending:
+            if self._exchange is not None:
+                self._exchange.stop()
 
     def _make_exchange(self, folder: Path) -> Exchange:
         rules = SwarmRules(
@@ -330,11 +337,10 @@ class Listening:
         following.due[stage.name] = inf if is_done else self._now() + again
         try:
             changed = following.overheard.hear(stage, received, missed)
-            if not changed and looks != 2:
-                return
-            # A silent cell may be one that was asked too early: what is shown stays until the second look.
-            if following.overheard.anything or looks > 1:
+            # A silent cell may be one that was asked too early: the last round stays until the second look.
+            if (changed or not following.is_shown) and (following.overheard.anything or looks > 1):
                 self._show(number, draw, cell, following.overheard.conversation())
+                following.is_shown = True
         except SwarmError:
             raise
         except Exception:

@@ -26,6 +26,8 @@ from swarm.records import Status
 from swarm.settings import Settings
 
 REFRESH_SECONDS = 1.0
+LEAST_ROWS = 3  # of a table; where there is no room for them, the last table is left out
+SHORT_TX = 12  # characters of a transaction where it must not take a second line
 
 
 def show_status(settings: Settings, rounds: int, console: Console, *, once: bool) -> None:
@@ -57,16 +59,17 @@ def print_status(status: PeerStatus, rounds: int, console: Console) -> None:
 
 
 def screen(status: PeerStatus, rounds: int, console: Console) -> RenderableType:
-    """The swarm that was joined last, as it fits: of each table as many rounds as there is room for."""
+    """The swarm that was joined last, as it fits: as many tables and rounds as there is room for."""
     if not status.swarms:
         return _title(status)
     swarm = status.swarms[-1]
     vitals = vitals_table(swarm, status.running, time.time())
-    for rows in range(max(1, min(rounds, console.height)), 0, -1):
-        shown = Group(_title(status), vitals, *_tables(swarm, rows))
-        if len(console.render_lines(shown)) < console.height:
-            break
-    return shown
+    for count in range(len(_tables(swarm, rounds)), 0, -1):
+        for rows in range(min(rounds, console.height), min(rounds, LEAST_ROWS) - 1, -1):
+            shown = Group(_title(status), vitals, *_tables(swarm, rows, SHORT_TX)[:count])
+            if len(console.render_lines(shown)) < console.height:
+                return shown
+    return Group(_title(status), vitals)
 
 
 def vitals_table(swarm: SwarmStatus, running: bool, now: float) -> Table:
@@ -104,8 +107,8 @@ def _title(status: PeerStatus) -> Text:
     return Text(f"{status.name}  {status.peer}  {'running' if status.running else 'not running'}")
 
 
-def _tables(swarm: SwarmStatus, rounds: int) -> list[Table]:
-    tables = [status_table(swarm, rounds)]
+def _tables(swarm: SwarmStatus, rounds: int, tx_chars: int | None = None) -> list[Table]:
+    tables = [status_table(swarm, rounds, tx_chars)]
     if swarm.gossip:
         tables.append(gossip_table(swarm, rounds))
     if swarm.audits:

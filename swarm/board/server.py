@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 from identity import Identity, IdentityError, peer_digest
 from swarm.board import view
 from swarm.board.api import make_app
+from swarm.board.index import Index
 from swarm.board.indexer import Indexer
 from swarm.board.listening import Listening
 from swarm.board.source import Source
@@ -56,6 +57,7 @@ def run_board(options: Options, ledger: LedgerClient, say: Callable[[str], None]
     with ExitStack() as stack:
         stack.enter_context(_hold(folder))
         listener = stack.enter_context(_listen(options.host, options.port))
+        Index(folder / INDEX_FILE).close()  # whether it can be used is said here
         facts = view.swarm_facts(ledger, options.public_line)
         indexer = Indexer(ledger.another(), folder / INDEX_FILE)
         listening = Listening(

@@ -143,8 +143,8 @@ class StatusReader:
         return [file for _, file in sorted(found)]
 
 
-def status_table(swarm: SwarmStatus, last: int) -> Table:
-    """The last rounds of one swarm."""
+def status_table(swarm: SwarmStatus, last: int, tx_chars: int | None = None) -> Table:
+    """The last rounds of one swarm; of transactions only so many characters, if `tx_chars` says so."""
     table = Table(title=escape(f"{swarm.name}, {swarm.address}"), title_justify="left")
     table.add_column("round", justify="right")
     table.add_column("answers", justify="right")
@@ -162,7 +162,7 @@ def status_table(swarm: SwarmStatus, last: int) -> Table:
             f"{entry.reward_micros / MICROS:.3f}",
             "–" if speed is None else f"{speed:,.0f}",
             escape(state if entry.error is None else f"{state}: {entry.error}"),
-            entry.tx or "",
+            (entry.tx or "")[:tx_chars],
         )
     return table
 

@@ -48,6 +48,7 @@ _WORDS = {
 }
 
 
+_SIZE_WORDS = ("results", "block range", "response size")
 _LIMIT_WORDS = ("rate limit", "too many requests", "request limit", "throughput", "compute units")
 
 
@@ -131,7 +132,12 @@ def translated(action: str, host: str) -> Iterator[None]:
 
 
 def _is_limit(error: Web3RPCError) -> bool:
-    """Whether the server only wants to be asked less often: EIP-1474's code, or words to that effect."""
+    """Whether the server only wants to be asked less often: EIP-1474's code, or words to that effect.
+
+    The same code tells of too much to answer at once; then the words are about results or a range.
+    """
+    if any(words in str(error).lower() for words in _SIZE_WORDS):
+        return False
     response = error.rpc_response or {}
     details = response.get("error") if isinstance(response, dict) else None
     code = details.get("code") if isinstance(details, dict) else None

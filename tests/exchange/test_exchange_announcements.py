@@ -35,6 +35,7 @@ def test_announcement_reaches_every_other_peer(make_exchange, swarm, identities)
         heard = peer.heard(swarm.round, 0, 0)
         assert [one.peer for one in heard] == expected
         assert not peer.dropped
+    assert [peer.health.heard for peer in (first, second, third)] == [2, 1, 1]  # of others
     assert first.peer_count() == 2
     assert first.heard(swarm.round, 1, 0) == [] and first.heard(swarm.round, 0, 1) == []
 

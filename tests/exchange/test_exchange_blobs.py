@@ -54,6 +54,7 @@ def test_large_blob_arrives_whole_and_is_kept(hosts, served, kept):
     assert fetch(hosts, fetcher, data) == data
     assert kept.get(digest_of(data)) == data
     assert fetcher.shunned == {}
+    assert fetcher.fetched_bytes == len(data)
 
 
 def test_what_is_not_to_be_had_is_named_and_nobody_is_shunned_for_it(hosts, served, kept):

@@ -74,7 +74,7 @@ def server_of(hosts: Hosts, store: BlobStore, *files: Path, **settings: Any) -> 
 def test_large_file_comes_whole_and_little_of_it_is_in_memory(hosts, store, shared, folder):
     shared.write_bytes(os.urandom(4 * LARGE))
     digest, size_bytes = digest_of(shared.read_bytes()), 4 * LARGE
-    server_of(hosts, store, shared)
+    server = server_of(hosts, store, shared)
     fetcher = FileFetcher(nothing_own)
     tracemalloc.start()
     try:
@@ -85,6 +85,7 @@ def test_large_file_comes_whole_and_little_of_it_is_in_memory(hosts, store, shar
         tracemalloc.stop()
     assert digest_of((folder / "it").read_bytes()) == digest
     assert [path.name for path in folder.iterdir()] == ["it"]
+    assert server.served_bytes == fetcher.fetched_bytes == size_bytes
 
 
 def test_file_is_served_as_long_as_it_is_shared_and_as_it_was(hosts, store, tmp_path, folder):

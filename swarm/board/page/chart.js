@@ -1,5 +1,5 @@
-// A line chart with an optional band, drawn with the DOM: axes, a readout that follows pointer or keyboard, and
-// the same numbers as a table.
+// A line chart with an optional band, drawn with the DOM: axes, a legend that reads out the round under the pointer
+// or the slider, and the same numbers as a table.
 
 import { el, setText, svg } from "./dom.js";
 import { count, decimal } from "./format.js";
@@ -27,7 +27,6 @@ export class Chart {
     this.at = -1;
     this.svg = svg("svg", { class: "plot", "aria-hidden": "true", height: HEIGHT });
     this.box = el("div", { class: "plot-box", pointermove: (event) => this.#point(event), pointerdown: (event) => this.#point(event) }, this.svg);
-    this.readout = el("output", { class: "readout" }, "\u00a0");
     this.slider = el("input", { type: "range", class: "scrub", min: 0, max: 0, value: 0, "aria-label": `${label}: round`,
       input: () => this.#choose(Number(this.slider.value)) });
     this.legend = el("ul", { class: "legend" });
@@ -38,7 +37,7 @@ export class Chart {
     this.message = el("p", { class: "plot-empty" }, nothing);
     this.box.append(this.message);
     this.node = el("div", { class: "chart", role: "group", "aria-label": label },
-      this.legend, this.box, this.slider, this.readout, this.details);
+      this.legend, this.box, this.slider, this.details);
     new ResizeObserver(() => this.#draw()).observe(this.box);
   }
 
@@ -56,8 +55,11 @@ export class Chart {
     this.slider.max = String(Math.max(0, last));
     this.slider.disabled = last < 0;
     this.message.hidden = last >= 0;
-    this.legend.replaceChildren(...[...data.lines, ...(data.band ? [{ name: data.band.name, kind: "band" }] : [])]
-      .map(({ name, kind }) => el("li", {}, el("span", { class: `swatch ${kind}`, "aria-hidden": "true" }), el("bdi", {}, name))));
+    this.round = el("li", { class: "at" });
+    this.values = [...data.lines, ...(data.band ? [{ name: data.band.name, kind: "band" }] : [])]
+      .map(({ name, kind }) => ({ name, kind, node: el("span", { class: `value ${kind}-value` }) }));
+    this.legend.replaceChildren(this.round, ...this.values.map(({ name, kind, node }) =>
+      el("li", {}, el("span", { class: `swatch ${kind}`, "aria-hidden": "true" }), el("bdi", {}, name), node)));
     this.#draw();
     this.#choose(atEnd ? last : this.at);
     this.#fillTable();
@@ -67,7 +69,7 @@ export class Chart {
     const { xs, lines, band } = this.data;
     const values = lines.flatMap((line) => line.values).concat(band ? [...band.low, ...band.high] : []);
     const known = values.filter((value) => value !== null);
-    const yTicks = ticks(Math.min(0, ...known), Math.max(0.001, ...known), 4);
+    const yTicks = ticks(Math.min(0, ...known), Math.max(0.001, ...known), 5);
     const [low, high] = [yTicks[0], yTicks[yTicks.length - 1]];
     const [first, last] = [xs[0], xs[xs.length - 1]];
     const width = this.width - MARGIN.left - MARGIN.right;
@@ -143,12 +145,13 @@ export class Chart {
       this.dots[n].setAttribute("cx", px);
       this.dots[n].setAttribute("cy", y(value));
     });
-    const words = lines.map((line) => `${line.name} ${line.values[this.at] === null ? "–" : decimal(line.values[this.at], 3)}`);
-    if (band) words.push(`${band.name} ${decimal(band.low[this.at], 3)}–${decimal(band.high[this.at], 3)}`);
-    const all = `Round ${count(xs[this.at])}: ${words.join(" · ")}`;
-    setText(this.readout, all);
+    const texts = lines.map(({ values }) => (values[this.at] === null ? "–" : decimal(values[this.at], 3)));
+    if (band) texts.push(`${decimal(band.low[this.at], 3)}–${decimal(band.high[this.at], 3)}`);
+    setText(this.round, `Round ${count(xs[this.at])}`);
+    this.values.forEach(({ node }, n) => setText(node, texts[n]));
     this.slider.value = String(this.at);
-    this.slider.setAttribute("aria-valuetext", all);
+    const words = this.values.map(({ name }, n) => `${name} ${texts[n]}`);
+    this.slider.setAttribute("aria-valuetext", `Round ${count(xs[this.at])}: ${words.join(", ")}`);
   }
 
   #fillTable() {

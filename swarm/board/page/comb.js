@@ -33,7 +33,7 @@ function spiral(n) {
 /** One cell for each peer alive (or for some of them together), filled where it reported in this round. */
 export class Comb {
   constructor() {
-    this.root = svg("svg", { class: "comb", viewBox: "-10 -9.2 20 18.4", "aria-hidden": "true" });
+    this.root = svg("svg", { class: "comb", "aria-hidden": "true" });
     this.centres = spiral(MOST_CELLS);
     this.cells = [];
   }
@@ -41,6 +41,9 @@ export class Comb {
   show(alive, reported) {
     const share = Math.max(1, alive / MOST_CELLS);
     const n = Math.min(MOST_CELLS, Math.ceil(alive / share));
+    const rings = Math.max(2, Math.ceil((Math.sqrt(9 + 12 * Math.max(0, n - 1)) - 3) / 6)); // 1 + 3r(r + 1) cells
+    const half = 1.5 * rings + 1.2;
+    this.root.setAttribute("viewBox", `${-1.15 * half} ${-half} ${2.3 * half} ${2 * half}`);
     while (this.cells.length < n) {
       const [x, y] = this.centres[this.cells.length];
       const cell = svg("polygon", { points: corners(x, y, 0.86).join(" ") });

@@ -133,7 +133,7 @@ export class LeaderboardPanel {
     }
     setText(this.found, this.search
       ? `${plural(board.total, "peer")} found`
-      : board.round >= 0 ? `As of the beginning of round ${count(board.round)}` : "");
+      : board.round >= 0 ? `Standings at round ${count(board.round)}` : "");
     this.tick();
   }
 

@@ -57,9 +57,10 @@ export class PeerPage {
       el("div", { class: "panel-head" }, el("h2", { id }, title), el("p", { class: "panel-note" }, note)), ...parts);
     this.parts = el("div", { class: "peer-parts" },
       panel("peer-rewards", "Rewards", "of its reports that were on time", this.chart.node),
-      panel("peer-audits", "Audits", "of its reports, by others", this.verdicts.node),
-      panel("peer-chain", "Chain of commitments", "newest first", this.reports.node),
-      panel("peer-bindings", "Accounts and keys", "who may write in its name", this.bindings));
+      el("div", { class: "peer-side" },
+        panel("peer-audits", "Audits", "of its reports, by others", this.verdicts.node),
+        panel("peer-bindings", "Accounts and keys", "who may write in its name", this.bindings)),
+      panel("peer-chain", "Chain of commitments", "newest first", this.reports.node));
     this.node.replaceChildren(
       el("section", { class: "peer-head panel", "aria-labelledby": "peer-title" },
         this.place, el("div", { class: "peer-name" }, this.heading, this.ids, this.tags), this.star, this.message,

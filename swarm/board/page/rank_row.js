@@ -21,14 +21,14 @@ export class RankRow {
     this.link = peerLink(rank.peer, rank.name);
     this.link.title = rank.peer;
     this.own = el("span", { class: "tag own", hidden: true }, "yours");
-    this.doubt = el("span", { class: "tag doubt", hidden: true, title: "Others do not learn from it now" }, "shunned");
+    this.doubt = el("span", { class: "tag doubt", hidden: true, title: "Others do not learn from it now" }, "not used");
     this.trendPath = svg("path", { class: "trend-line" });
     this.trendEnd = svg("circle", { class: "trend-end", r: 2 });
     this.trendWords = unseen("");
     this.ranked = field("ranked_rounds");
     this.rounds = field("rounds");
     this.reward = field("verified_reward", "td");
-    this.reward.className = "number strong";
+    this.reward.className = "number strong col-reward";
     this.score = field("score");
     this.bar = el("span", { class: "meter-fill" });
     this.passed = field("audits_passed");
@@ -65,7 +65,8 @@ export class RankRow {
     setField(this.failed, rank.audits_failed, count(rank.audits_failed));
     this.failed.parentElement.classList.toggle("none", rank.audits_failed === 0);
     this.own.hidden = !rank.own;
-    this.doubt.hidden = rank.eligible || rank.rank === null || rank.audits_failed === 0;
+    this.node.classList.toggle("yours", rank.own);
+    this.doubt.hidden = rank.eligible || rank.rank === null;
     this.star.setAttribute("aria-pressed", String(pinned));
     this.star.setAttribute("aria-label", `Pin ${rank.name}`);
     this.star.title = pinned ? "Unpin" : "Pin to the top";

@@ -27,19 +27,24 @@ function pips(completions) {
 
 /** Whom a letter means in this prompt. */
 function named(letter, shown) {
-  if (letter === null) return "nobody readable";
-  if (letter === "none") return "nobody is right";
-  const student = shown[letter.charCodeAt(0) - 65];
-  return student ? `${letter}, ${student}` : letter;
+  if (letter === null) return ["", "unreadable"];
+  if (letter === "none") return ["", "none is right"];
+  return [letter.slice(0, 2), shown[letter.charCodeAt(0) - 65] ?? ""];
 }
 
-function namedMost(group) {
+/** A letter and whom it means, as nodes. */
+function namedNodes(letter, shown) {
+  const [head, who] = named(letter, shown);
+  return head ? [el("b", {}, head), " ", name(who)] : [who];
+}
+
+/** Whom a group names, most often first. */
+function namedList(group) {
   const times = new Map();
-  for (const { names } of group.completions) {
-    const words = named(names, group.shown);
-    times.set(words, (times.get(words) ?? 0) + 1);
-  }
-  return [...times].sort((a, b) => b[1] - a[1]);
+  for (const { names } of group.completions) times.set(names, (times.get(names) ?? 0) + 1);
+  const most = [...times].sort((a, b) => b[1] - a[1]);
+  return el("ul", { class: "named", "aria-label": "Whom it names" },
+    ...most.map(([letter, n]) => el("li", {}, ...namedNodes(letter, group.shown), ` ×${n}`)));
 }
 
 function completionNode(completion, stage, shown) {
@@ -52,7 +57,7 @@ function completionNode(completion, stage, shown) {
     said(completion.text + (completion.cut ? " […]" : "")),
     el("p", { class: "completion-note" },
       el("span", { class: `grade ${stage === "critiques" ? "" : kind}` }, sign, words),
-      stage === "answers" ? null : el("span", {}, " · names ", name(named(completion.names, shown)))));
+      stage === "answers" ? null : el("span", {}, " · ", ...(completion.names === null || completion.names === "none" ? [] : ["names "]), ...namedNodes(completion.names, shown))));
 }
 
 function groupNode(group, stage) {
@@ -66,8 +71,7 @@ function groupNode(group, stage) {
   } else {
     head.append(pips(completions), el("span", { class: "tally" }, `right ${right} of ${completions.length}`));
   }
-  const most = stage === "answers" ? null : el("p", { class: "named" }, "names ",
-    ...namedMost(group).slice(0, 3).flatMap(([words, times], k) => [k ? ", " : "", name(words), ` ×${times}`]));
+  const most = stage === "answers" ? null : namedList(group);
   const [first, ...others] = completions.map((completion) => () => completionNode(completion, stage, group.shown));
   const rest = el("details", { class: "others", toggle: () => {
     if (rest.open && rest.children.length === 1) rest.append(...others.map((make) => make()));
@@ -124,7 +128,8 @@ export class Thread {
     if (!this.node.open || !this.thread || this.filled === this.text) return;
     this.filled = this.text;
     const { question, answer, proposed_by: proposer } = this.thread;
-    this.question.replaceChildren(said(question));
+    this.question.hidden = this.title.textContent === question; // the title says it all
+    if (!this.question.hidden) this.question.replaceChildren(said(question));
     this.truth.replaceChildren(...(answer
       ? [el("span", { class: "truth-label" }, "True answer"), said(answer)]
       : [el("span", { class: "muted" }, this.heard.includes("answer") ? "The task has no true answer in words." : "The true answer shows when the answers are in.")]));
