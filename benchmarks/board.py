@@ -1,7 +1,7 @@
 """The board at the size of a large swarm: how fast it reads a ledger, and how fast it answers.
 
-`index`: a million reports from a synthetic ledger (`synthetic_ledger.py`, a process of its own) into the index,
-with and without the standings that follow from them; beside it web3's own decoder on the same answers.
+`index`: a million reports from a synthetic ledger (`synthetic_ledger.py`, a process of its own) into the
+index, with and without the standings that follow from them; beside it web3's decoder on the same answers.
 `answers`: `swarm board` on one core over such an index, asked for its leaderboard by 16 connections from the
 other core.
 """

@@ -40,6 +40,7 @@ MIN_POLL, MAX_POLL = 0.5, 3.0  # seconds between looks, or a fiftieth of a round
 PROGRESS_SECONDS = 10.0  # between lines about a long history
 BOOTNODES_SECONDS = 30.0
 TREND_ROUNDS = 24
+ALIVE_ROUNDS = 3  # the running one and those before it in which a peer that is alive has reported
 REREAD_BLOCKS = 32  # of a ledger whose blocks contradict one another
 
 State = Literal["ok", "reading", "away"]
@@ -57,7 +58,7 @@ class Indexer:
         self.facts = ledger.facts
         self._ledger = ledger
         self._path = path
-        self._changed = threading.Condition()
+        self._lock = threading.RLock()
         self._index: Index | None = None  # in the thread
         self._reader: EventReader | None = None
         self._latest = Block(-1, 0, b"")
@@ -73,6 +74,7 @@ class Indexer:
         self.trouble = ""
         self.looked_at = 0.0  # monotonic: when the ledger last answered
         self.version = 0
+        self._alive = (-1, -1, 0, 0)  # see `alive`: as of which block and round
         self._draw: tuple[int, Draw] | None = None
         self._bootnodes: list[str] = []
         # Of the thread.
@@ -112,6 +114,17 @@ class Indexer:
         current = int((self.now() - self.facts.genesis) // self.manifest.round_seconds)
         return found if found is not None and found[0] == current else None
 
+    def alive(self, number: int) -> tuple[int, int]:
+        """How many peers reported in round `number` or one of the two before, and how many in it."""
+        with self._lock:
+            block, of, alive, reported = self._alive
+            if (block, of) != (self.block, number):
+                trends = self.trends.values()
+                alive = sum(any(one > number - ALIVE_ROUNDS for one in trend) for trend in trends)
+                reported = sum(number in trend for trend in trends)
+                self._alive = (self.block, number, alive, reported)
+            return alive, reported
+
     def bootnodes(self) -> list[str]:
         """The multiaddrs that the ledger listed last. For any thread; never waits."""
         return self._bootnodes
@@ -125,7 +138,7 @@ class Indexer:
     @contextmanager
     def reading(self) -> Iterator[Indexer]:
         """What is known, which does not change inside; keep it short."""
-        with self._changed:
+        with self._lock:
             yield self
 
     # ---- the thread ----
@@ -160,7 +173,7 @@ class Indexer:
         latest = ledger.rpc.block(None)
         ledger.observe(latest)
         self._latest = latest
-        with self._changed:
+        with self._lock:
             self.latest_block, self.looked_at = latest.number, time.monotonic()
         if not self._still_holds(latest.number):
             return 0.0
@@ -221,7 +234,7 @@ class Indexer:
         self._ledger.assume_time(time.time())
         self._reader = None
         self._rebuilding = self._rebuilding or stays < entered
-        with self._changed:
+        with self._lock:
             self.block = block
         self._fill_memory()
 
@@ -239,7 +252,7 @@ class Indexer:
                 number, self._beacon(number, kept.first), self._dated(index.events(number), number)
             )
             self._progress(number, last, "index")
-        with self._changed:
+        with self._lock:
             self.reputation = reputation
         self._fill_memory()
         self._ranked.clear()
@@ -257,7 +270,7 @@ class Indexer:
         for key, number, reward in index.rewards_since(max(0, index.last_round() - TREND_ROUNDS)):
             trends[bytes(key)][number] = reward
         checkpoint = index.checkpoint()
-        with self._changed:
+        with self._lock:
             self.accounts = dict(index.registered())
             self.trends = trends
             self.block = -1 if checkpoint is None else checkpoint[0]
@@ -266,7 +279,7 @@ class Indexer:
         index = self._index
         assert index is not None
         has_bindings = False
-        with self._changed:
+        with self._lock:
             for event in found:
                 if isinstance(event, Reported):
                     self.trends[event.peer][event.round] = event.reward_micros
@@ -289,7 +302,7 @@ class Indexer:
             if first is None or first.number > self.block:
                 break
             if number == 0:  # only now it is known what the predecessor's scores were in the end
-                with self._changed:
+                with self._lock:
                     self.reputation = begin_reputation(ledger) or self._young()
             try:
                 events = self._dated(index.events_before(first.number, number), number)
@@ -297,7 +310,7 @@ class Indexer:
                 self._take_back(max(-1, self.block - REREAD_BLOCKS))
                 raise
             assert self.reputation is not None
-            with self._changed:
+            with self._lock:
                 settled = self.reputation.enter(number, self._beacon(number, first), events)
             index.enter(number, first, settled)
             self._rank(
@@ -326,7 +339,7 @@ class Indexer:
 
     def _prune(self, number: int) -> None:
         oldest = number - TREND_ROUNDS
-        with self._changed:
+        with self._lock:
             for trend in self.trends.values():
                 for old in [one for one in trend if one < oldest]:
                     del trend[old]
@@ -363,7 +376,7 @@ class Indexer:
             log.info("reading the swarm's history from=%s round=%d of=%d", where, number, last)
 
     def _show(self, state: State, changed: bool) -> None:
-        with self._changed:
+        with self._lock:
             changed |= self.state != state
             self.state, self.trouble = state, ""
             self.version += changed
@@ -374,7 +387,7 @@ class Indexer:
         if kind != self._kind:
             log.warning("cannot go on error=%r", str(error))
         self._kind = kind
-        with self._changed:
+        with self._lock:
             self.state, self.trouble = "away", str(error)
         self._tell()
         self._backoff, pause = min(2 * self._backoff, MAX_BACKOFF), self._backoff

@@ -123,6 +123,9 @@ def _listen(host: str, port: int) -> Iterator[socket.socket]:
             f"cannot listen on {host}, port {port}: {error.strerror or error}; --listen names another"
         ) from error
     with contextlib.closing(listener):
+        # What is accepted inherits it. asyncio sets it only where the protocol's number is named, and an
+        # answer is two writes: without it each waits 40 ms for the other side's acknowledgement.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         yield listener
 
 

@@ -25,7 +25,6 @@ from swarm.verde.cases import Settled
 from swarm.verde.standing import Standing
 from swarm.verde.verdicts import Check, Outcome
 
-ALIVE_ROUNDS = 3  # the running one and those before it in which a peer that is alive has reported
 NEVER = 2**62  # above every round and number of an event
 
 OutcomeName = Literal["passed", "failed", "unranked", "withheld", "undecided"]
@@ -111,16 +110,16 @@ def pulse(indexer: Indexer) -> schema.Pulse:
         stage, share = next(((name, end) for name, end in times if fraction < end), ("report", 1.0))
         ends = begins + share * manifest.round_seconds
     drawn = indexer.draw()
+    alive, reported = indexer.alive(number)
     with indexer.reading():
-        trends = indexer.trends.values()
-        return schema.Pulse(
+        return schema.Pulse.model_construct(
             at=now,
             round=max(-1, number),
             stage=stage,
             stage_ends_at=ends,
             round_ends_at=ends if number < 0 else float(begins + manifest.round_seconds),
-            alive=sum(any(one > number - ALIVE_ROUNDS for one in trend) for trend in trends),
-            reported=sum(number in trend for trend in trends),
+            alive=alive,
+            reported=reported,
             cells=drawn[1].cells if drawn else 0,
             peers=len(indexer.accounts),
             ledger=indexer.state,

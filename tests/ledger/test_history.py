@@ -7,7 +7,6 @@ from ledger_cast import make_report
 from test_registry import Server, answers_logs, refuses_as_invalid, refuses_as_limit, refuses_by_status
 
 from swarm.errors import LedgerError
-from swarm.ledger import history as history_module
 from swarm.ledger.account import LedgerAccount
 from swarm.ledger.client import LedgerClient
 from swarm.ledger.history import History, HistoryChanged

@@ -128,6 +128,7 @@ class App {
 
   tick() {
     this.band.tick();
+    this.notice.show();
     this.page?.tick?.();
     const { round } = this.clock.where();
     if (this.announced !== null && round !== this.announced) setText(byId("live"), `Round ${count(round)} has begun.`);

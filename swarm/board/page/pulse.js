@@ -90,7 +90,6 @@ export class PulseBand {
     } catch {
       return; // the notice of a lost board says it
     }
-    if (this.clock.pulse && this.clock.pulse.ledger !== "ok") this.#showLedger(this.clock.pulse);
   }
 
   /** When the ledger was last read, in words, or empty. */
@@ -109,6 +108,7 @@ export class PulseBand {
     setText(this.leftWord, round < 0 ? "until it begins" : "left in this stage");
     setField(this.stageLeft, Math.ceil(stageEnds - now), countdown(stageEnds - now));
     setField(this.roundLeft, Math.ceil(roundEnds - now), countdown(roundEnds - now));
+    if (this.clock.pulse && this.clock.pulse.ledger !== "ok") this.#showLedger(this.clock.pulse);
     this.roundLeft.parentElement.classList.toggle("waiting", round < 0);
     this.segments.forEach(({ node, fill, part }, k) => {
       const done = Math.min(1, Math.max(0, (fraction - part.from) / (part.to - part.from)));
