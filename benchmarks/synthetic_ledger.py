@@ -45,18 +45,21 @@ class SyntheticLedger:
         self.manifest: Manifest = msgspec.structs.replace(demo, round_seconds=round_seconds, name="synthetic")
         self.peers = [hashlib.sha256(b"peer %d" % i).digest() for i in range(peers)]
         self.genesis = int(time.time()) - rounds * round_seconds - round_seconds // 10
+        self.is_away = False  # then it hangs up on whoever asks
+        self._made_at = int(time.time())
         self._step = round_seconds / BLOCKS_PER_ROUND
         self._skill = random.Random(seed).choices(range(2_000_000, 20_000_000), k=peers)
 
     @property
     def latest(self) -> int:
         """The last block's number."""
-        return 3 + int((time.time() - self.genesis) / self._step)
+        return max(2, 3 + int((time.time() - self.genesis) / self._step))
 
     def header(self, number: int) -> dict[str, Any]:
         """A block without transactions."""
-        begin = self.genesis - 30
-        timestamp = begin + 10 * number if number < 3 else self.genesis + int((number - 3) * self._step)
+        timestamp = self.genesis + int((number - 3) * self._step)
+        if number < 3:
+            timestamp = min(self.genesis, self._made_at) - 30 + 10 * number
         return {
             "number": hex(number),
             "timestamp": hex(timestamp),
@@ -151,9 +154,13 @@ class SyntheticLedger:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            disable_nagle_algorithm = True  # head and body are two writes
 
             def do_POST(self) -> None:
                 request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                if ledger.is_away:
+                    self.close_connection = True
+                    return
                 head = f'{{"jsonrpc":"2.0","id":{request["id"]},'
                 try:
                     body = f'{head}"result":{ledger.answer(request["method"], request["params"])}}}'

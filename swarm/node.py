@@ -13,7 +13,7 @@ import sqlite3
 import time
 from collections import Counter
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -58,6 +58,7 @@ from swarm.verde.standings import Standings
 log = logging.getLogger("swarm.node")
 
 POLL_SECONDS = 0.1
+STATUS_SECONDS = 5.0  # between looks at how we are, while we wait
 DRAIN_SECONDS = 60.0  # at the end of a run of so many rounds
 REPORT_SLOT = 255  # the journal's stage of a round's report
 # To see whether the last report is in a block, on which depends what to sample with: of a round, and at most.
@@ -129,7 +130,8 @@ class Node:
         self._records = Records(folder / "state.sqlite")
         self._stack.callback(self._records.close)
         self._standings: Standings | None = None
-        self._state = "starting"
+        self._state, self._status_at = "starting", 0.0
+        self._number: int | None = None
         self._serve_metrics(settings.metrics)
         self._must_listen = self._reason_to_listen()
         self._set_status("starting")
@@ -309,6 +311,9 @@ class Node:
 
     def _wait_until(self, moment: float) -> None:
         while (left := moment - self._link.now()) > 0:
+            if time.monotonic() > self._status_at + STATUS_SECONDS:
+                with suppress(sqlite3.Error):  # said when it was set
+                    self._write_status()
             time.sleep(min(left, POLL_SECONDS))
 
     def _enter(self, number: int) -> tuple[Draw, bool]:
@@ -449,12 +454,20 @@ class Node:
 
     def _set_status(self, state: str, number: int | None = None) -> None:
         """Say what we do; a full disk is logged, and the round goes on."""
-        self._state, ends_at = state, self._ends_at(state, number)
+        self._state, self._number = state, number
+        try:
+            self._write_status()
+        except sqlite3.Error as error:
+            log.error("status not written error=%r", str(error))
+
+    def _write_status(self) -> None:
+        self._status_at = time.monotonic()
+        ends_at = self._ends_at(self._state, self._number)
         status = Status(
             peer_id=self.identity.peer_id,
             name=self.name,
-            state=state,
-            round=number,
+            state=self._state,
+            round=self._number,
             health=self._health(),
             # Whoever reads it has this machine's clock, not the ledger's.
             ends_at=None if ends_at is None else time.time() + ends_at - self._link.now(),
@@ -463,10 +476,7 @@ class Node:
             standing=self._standing(),
             gpus=gpus_here(),
         )
-        try:
-            self._records.set_status(status)
-        except sqlite3.Error as error:
-            log.error("status not written error=%r", str(error))
+        self._records.set_status(status)
 
     # For its owner
 

@@ -13,7 +13,7 @@ import secrets
 import threading
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from importlib import resources
 from typing import Annotated, Any, NamedTuple
 
@@ -265,17 +265,16 @@ async def _stream(source: Source) -> AsyncIterator[bytes]:
     try:
         while True:
             event.clear()
-            pulse = view.pulse(source.indexer).model_dump_json()
-            yield format_sse_event(data_str=pulse, event="pulse")
+            pulse = view.pulse(source.indexer)
+            yield format_sse_event(data_str=pulse.model_dump_json(), event="pulse")
             if news.heard != heard and news.gossip is not None:
                 heard = news.heard
                 said = json.dumps(dict(zip(("round", "cell"), news.gossip, strict=True)))
                 yield format_sse_event(data_str=said, event="gossip")
             await asyncio.sleep(STREAM_SECONDS)
-            try:
-                await asyncio.wait_for(event.wait(), QUIET_SECONDS - STREAM_SECONDS)
-            except TimeoutError:
-                continue
+            quiet = min(QUIET_SECONDS, max(0.0, pulse.stage_ends_at - source.indexer.now()))
+            with suppress(TimeoutError):
+                await asyncio.wait_for(event.wait(), quiet)
     finally:
         news.forget(event)
 

@@ -45,19 +45,22 @@ def memory_of(pid: int) -> dict[ProcessKind, int]:
 def gpus_here() -> tuple[Gpu, ...]:
     """What this process uses of the GPUs; never the first to touch one."""
     torch = sys.modules.get("torch")
-    if torch is None or not torch.cuda.is_available() or not torch.cuda.is_initialized():
+    if torch is None or not torch.cuda.is_initialized():
         return ()
-    return tuple(
-        Gpu(
-            index=index,
-            allocated_bytes=torch.cuda.memory_allocated(index),
-            reserved_bytes=torch.cuda.memory_reserved(index),
-            total_bytes=torch.cuda.get_device_properties(index).total_memory,
-            utilization=_utilization(torch.cuda.get_device_properties(index)),
+    try:
+        return tuple(
+            Gpu(
+                index=index,
+                allocated_bytes=torch.cuda.memory_allocated(index),
+                reserved_bytes=torch.cuda.memory_reserved(index),
+                total_bytes=torch.cuda.get_device_properties(index).total_memory,
+                utilization=_utilization(torch.cuda.get_device_properties(index)),
+            )
+            for index in range(torch.cuda.device_count())
+            if torch.cuda.memory_reserved(index)
         )
-        for index in range(torch.cuda.device_count())
-        if torch.cuda.memory_reserved(index)
-    )
+    except RuntimeError:  # of CUDA: whoever computes hears of it, and says so
+        return ()
 
 
 def disk_of(folder: Path) -> Disk | None:

@@ -14,6 +14,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -42,7 +43,8 @@ log = logging.getLogger("swarm.metrics")
 # What a node can be doing: see `swarm.records.Status`.
 NODE_STATES = ("starting", "listening", "waiting", *STAGE_ORDER, "learn", "report", "done")
 FRESH_SECONDS = 1.0  # so long an answer serves all who ask
-REQUEST_SECONDS = 10.0  # who has not asked by then is hung up on
+REQUEST_SECONDS = 10.0  # who is silent for so long is hung up on
+MAX_REQUESTS = 16  # at once; further ones are hung up on
 
 Families = Iterator[Metric]
 Label = TypeVar("Label", bound=str)
@@ -151,7 +153,20 @@ def serve_metrics(place: tuple[str, int], watched: Watched) -> MetricsServer | N
 
 
 class _Impatient(WSGIRequestHandler):
-    timeout = REQUEST_SECONDS
+    """However many ask, and however slowly, they hold a few threads and no more."""
+
+    timeout = REQUEST_SECONDS  # between two bytes
+    _free = threading.BoundedSemaphore(MAX_REQUESTS)
+
+    def handle(self) -> None:
+        """Called by the server in a thread for each connection."""
+        if not self._free.acquire(blocking=False):
+            return
+        try:
+            with suppress(OSError):  # it was slow, or is gone
+                super().handle()
+        finally:
+            self._free.release()
 
     def log_message(self, format: str, *args: object) -> None:
         """Nobody wants a line for each scrape."""

@@ -6,15 +6,16 @@ its own, pushes events to whoever listens, and can go away and come back.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import mimetypes
 import queue
 import random
+import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -417,6 +418,7 @@ class Stage:
         self.port = 0
         self._listeners: list[queue.Queue[bytes | None]] = []
         self._server: ThreadingHTTPServer | None = None
+        self._connections: set[socket.socket] = set()
 
     @property
     def url(self) -> str:
@@ -437,6 +439,9 @@ class Stage:
             self._server.shutdown()
             self._server.server_close()
             self._server = None
+        for connection in list(self._connections):  # else those kept alive would go on to be answered
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
         for listener in self._listeners:
             listener.put(None)
         self._listeners.clear()
@@ -463,7 +468,7 @@ class Stage:
             yield event
 
 
-@contextmanager
+@contextlib.contextmanager
 def staged(scene: Scene) -> Iterator[Stage]:
     stage = Stage(scene)
     stage.open()
@@ -476,6 +481,15 @@ def staged(scene: Scene) -> Iterator[Stage]:
 def _handler(stage: Stage) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+
+        def setup(self) -> None:
+            super().setup()
+            stage._connections.add(self.connection)
+
+        def finish(self) -> None:
+            stage._connections.discard(self.connection)
+            with contextlib.suppress(OSError):
+                super().finish()
 
         def do_GET(self) -> None:
             address = urlsplit(self.path)

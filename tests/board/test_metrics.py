@@ -7,10 +7,13 @@ import logging
 import re
 import socket
 import sqlite3
+import sys
+import threading
 import time
 import urllib.request
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 
 import promql_parser
 import pytest
@@ -19,8 +22,9 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from swarm.audit_log import AUDITS_FILE, Audited, AuditLog
+from swarm.board import footprint, metrics
 from swarm.board.footprint import gpus_here
-from swarm.board.metrics import NODE_STATES, NodeCollector, Watched, serve_metrics
+from swarm.board.metrics import MAX_REQUESTS, NODE_STATES, NodeCollector, Watched, serve_metrics
 from swarm.board.vitals import MAX_REASONS, OTHER_REASONS, VitalsReader
 from swarm.exchange.health import Health
 from swarm.findings import Finding, Findings
@@ -296,8 +300,24 @@ def test_port_that_is_taken_is_one_line_that_names_the_option(watched, caplog):
         read(port)
 
 
-def test_host_that_does_not_exist_costs_the_metrics_and_not_the_node(watched, caplog):
-    assert serve_metrics(("no.such.host.invalid", 0), watched) is None
+def test_who_is_slow_is_hung_up_on_and_many_who_are_cost_a_few_threads(watched, monkeypatch, capfd):
+    monkeypatch.setattr(metrics._Impatient, "timeout", 1.0)
+    server = serve_metrics(("127.0.0.1", 0), watched)
+    slow = [socket.create_connection(("127.0.0.1", server.port), timeout=10) for _ in range(3 * MAX_REQUESTS)]
+    for one in slow:
+        one.send(b"GET /met")
+    assert all(one.recv(1) == b"" for one in slow[MAX_REQUESTS:])  # at once
+    assert sum("process_request" in thread.name for thread in threading.enumerate()) <= MAX_REQUESTS
+    assert all(one.recv(1) == b"" for one in slow)
+    assert read(server.port)["swarm_rounds_played_total",] == 2
+    server.close()
+    for one in slow:
+        one.close()
+    assert capfd.readouterr().err == ""
+
+
+def test_address_that_is_not_of_this_machine_costs_the_metrics_and_not_the_node(watched, caplog):
+    assert serve_metrics(("203.0.113.1", 9464), watched) is None
     assert "--metrics" in caplog.text
 
 
@@ -373,5 +393,25 @@ def test_states_are_bounded():
     assert len(set(NODE_STATES)) == len(NODE_STATES) == 10
 
 
-def test_machine_without_gpu_has_no_numbers_of_one():
+def test_numbers_of_a_gpu_are_those_of_torch_and_nvml(monkeypatch):
+    # Words of theirs, because the tests have no GPU: this shows what is asked, not that they answer so.
+    nvml = SimpleNamespace(
+        NVMLError=OSError,
+        nvmlInit=lambda: None,
+        nvmlDeviceGetHandleByUUID=lambda uuid: {b"GPU-12-34": "second"}[uuid],
+        nvmlDeviceGetUtilizationRates=lambda device: SimpleNamespace(gpu={"second": 25}[device]),
+    )
+    cuda = SimpleNamespace(
+        is_initialized=lambda: True,
+        device_count=lambda: 2,
+        memory_allocated=lambda index: 10 * index,
+        memory_reserved=lambda index: 20 * index,
+        get_device_properties=lambda index: SimpleNamespace(total_memory=100, uuid="12-34"),
+    )
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
+    monkeypatch.setattr(footprint, "_nvml", footprint._nvml.__wrapped__)
+    only = Gpu(index=1, allocated_bytes=10, reserved_bytes=20, total_bytes=100, utilization=0.25)
+    assert gpus_here() == (only,)  # the other one is not used by this process
+    cuda.is_initialized = lambda: False
     assert gpus_here() == ()

@@ -1,6 +1,7 @@
 // The board's API: `get` for questions, `listen` for what the server tells by itself.
 
 const BASE = "/api/v1";
+const TIMEOUT_MS = 15_000; // of one question
 const SILENT_MS = 20_000; // without an event: ask, for a dead connection may not show
 const MAX_WAIT_S = 30; // that a Retry-After is followed
 const RETRIES = 3;
@@ -24,9 +25,10 @@ export async function get(path, parameters = {}, signal = undefined) {
   for (let tries = 0; ; tries++) {
     let response;
     try {
-      response = await fetch(url, { signal, headers: { accept: "application/json" } });
+      const timeout = AbortSignal.timeout(TIMEOUT_MS);
+      response = await fetch(url, { signal: signal ? AbortSignal.any([signal, timeout]) : timeout });
     } catch (error) {
-      if (error.name === "AbortError") throw error;
+      if (signal?.aborted) throw error; // its asker does not want it any more
       throw new ApiError(0, "the board does not answer");
     }
     if (response.ok) return response.json();
@@ -43,7 +45,8 @@ export async function get(path, parameters = {}, signal = undefined) {
 
 /**
  * Keeps a stream of events open for ever. Calls `pulse(data)`, `gossip(data)`, `lost(since)` when nothing is
- * heard any more (Unix milliseconds of the last sign of life), and `back()` when it is heard again.
+ * heard any more (Unix milliseconds of the last sign of life), and `back()` when it is heard again. A stream that
+ * only broke off, and can be opened again at once, is not lost.
  */
 export function listen({ pulse, gossip, lost, back }) {
   let source = null;
@@ -52,9 +55,8 @@ export function listen({ pulse, gossip, lost, back }) {
   let failures = 0;
   let timer = null;
 
-  const heard = () => {
+  const alive = () => {
     lastHeard = Date.now();
-    failures = 0;
     if (isLost) {
       isLost = false;
       back();
@@ -70,31 +72,39 @@ export function listen({ pulse, gossip, lost, back }) {
     timer = null;
     source?.close();
     source = new EventSource(`${BASE}/events`);
-    source.addEventListener("open", heard);
+    source.addEventListener("open", () => {
+      failures = 0;
+      alive();
+    });
     source.addEventListener("pulse", (event) => {
-      heard();
+      alive();
       pulse(JSON.parse(event.data));
     });
     source.addEventListener("gossip", (event) => {
-      heard();
+      alive();
       gossip(JSON.parse(event.data));
     });
     source.addEventListener("error", () => {
-      fail();
       source.close(); // the browser's own retries stop for ever at an HTTP error: do it here
+      if (failures > 0) poll(); // the board may have no stream left for us
       timer ??= setTimeout(open, RECONNECT_MS[Math.min(failures++, RECONNECT_MS.length - 1)]);
     });
   };
-  const check = async () => {
-    if (timer !== null || Date.now() - lastHeard < SILENT_MS) return;
+  const poll = async () => {
     try {
       const now = await get("/pulse");
-      heard();
+      alive();
       pulse(now);
+      return true;
     } catch {
       fail();
-      timer ??= setTimeout(open, RECONNECT_MS[0]);
+      return false;
     }
+  };
+  const check = async () => {
+    if (timer !== null || Date.now() - lastHeard < SILENT_MS || (await poll())) return;
+    source.close();
+    timer ??= setTimeout(open, RECONNECT_MS[0]);
   };
   setInterval(check, SILENT_MS / 4);
   addEventListener("online", () => {

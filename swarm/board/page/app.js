@@ -20,6 +20,7 @@ import { RoundPage, RoundsPage } from "./rounds.js";
 import { AuditsPage, verdictList } from "./verdicts.js";
 
 const REFETCH_MS = 2000; // at most this often, however fast the version grows
+const SLOW_MS = 8000; // and what costs more questions, or changes less, at most this often
 const START_RETRY_MS = 2000;
 
 const byId = (id) => document.getElementById(id);
@@ -28,17 +29,38 @@ const byId = (id) => document.getElementById(id);
 class BoardPage {
   constructor(app) {
     this.title = "";
+    this.isBehind = true;
+    this.caughtUp = -Infinity;
     this.leaderboard = new LeaderboardPanel(app);
     this.curve = new CurvePanel(app);
-    this.audits = verdictList("/verdicts", { withPeer: true, limit: 6, nothing: "No audit has been settled yet." });
-    this.node = el("div", { class: "board" },
+    this.audits = verdictList("/verdicts", {
+      withPeer: true,
+      limit: 6,
+      nothing: "No audit has been settled yet.",
+    });
+    this.node = el(
+      "div",
+      { class: "board" },
       el("h1", { class: "unseen", tabindex: -1 }, "The board"),
       this.curve.node,
-      el("section", { class: "panel newest-audits", "aria-labelledby": "newest-audits-title" },
-        el("div", { class: "panel-head" }, el("h2", { id: "newest-audits-title" }, "Newest audits"),
-          el("p", { class: "panel-note" }, el("a", { href: "#/audits" }, "all audits"))),
-        el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Newest audits" }, this.audits.list, this.audits.message)),
-      this.leaderboard.node);
+      el(
+        "section",
+        { class: "panel newest-audits", "aria-labelledby": "newest-audits-title" },
+        el(
+          "div",
+          { class: "panel-head" },
+          el("h2", { id: "newest-audits-title" }, "Newest audits"),
+          el("p", { class: "panel-note" }, el("a", { href: "#/audits" }, "all audits")),
+        ),
+        el(
+          "div",
+          { class: "scroll", tabindex: 0, role: "region", "aria-label": "Newest audits" },
+          this.audits.list,
+          this.audits.message,
+        ),
+      ),
+      this.leaderboard.node,
+    );
   }
 
   show() {
@@ -46,11 +68,21 @@ class BoardPage {
   }
 
   refresh() {
-    return Promise.all([this.leaderboard.refresh(), this.curve.refresh(), this.audits.refresh()]);
+    this.isBehind = true;
+    return Promise.all([this.leaderboard.refresh(), this.#catchUp()]);
+  }
+
+  async #catchUp() {
+    if (!this.isBehind || performance.now() - this.caughtUp < SLOW_MS) return;
+    this.isBehind = false;
+    this.caughtUp = performance.now();
+    await Promise.all([this.curve.refresh(), this.audits.refresh()]);
   }
 
   tick() {
+    this.#catchUp();
     this.leaderboard.tick();
+    this.curve.tick();
   }
 }
 
@@ -78,9 +110,13 @@ class App {
       event.preventDefault(); // the address names pages here
       byId("main").focus();
     });
-    addEventListener("scroll", () => {
-      if (this.entry !== null) this.places.set(this.entry, { ...this.places.get(this.entry), top: scrollY });
-    }, { passive: true });
+    addEventListener(
+      "scroll",
+      () => {
+        if (this.entry !== null) this.places.set(this.entry, { ...this.places.get(this.entry), top: scrollY });
+      },
+      { passive: true },
+    );
     document.addEventListener("visibilitychange", () => {
       if (!document.hidden) this.refetch();
     });
@@ -90,7 +126,7 @@ class App {
       pulse: (now) => this.onPulse(now),
       gossip: ({ cell }) => {
         const { page } = this;
-        if (page instanceof GossipPage && (page.cell === null || page.cell === cell)) page.refresh();
+        if (page instanceof GossipPage && (page.cell === null || page.cell === cell)) this.refetch();
       },
       lost: (since) => this.notice.lost(since),
       back: () => {
@@ -131,13 +167,20 @@ class App {
     this.notice.show();
     this.page?.tick?.();
     const { round } = this.clock.where();
-    if (this.announced !== null && round !== this.announced) setText(byId("live"), `Round ${count(round)} has begun.`);
+    if (this.announced !== null && round !== this.announced)
+      setText(byId("live"), `Round ${count(round)} has begun.`);
     this.announced = round;
   }
 
   #pageFor(kind) {
     const makers = {
-      board: BoardPage, gossip: GossipPage, audits: AuditsPage, rounds: RoundsPage, round: RoundPage, peer: PeerPage, join: JoinPage,
+      board: BoardPage,
+      gossip: GossipPage,
+      audits: AuditsPage,
+      rounds: RoundsPage,
+      round: RoundPage,
+      peer: PeerPage,
+      join: JoinPage,
     };
     if (!this.pages.has(kind)) {
       const page = new makers[kind](this);
@@ -172,11 +215,12 @@ class App {
     const shown = page.show(argument);
     document.title = page.title ? `${page.title} · ${this.facts.name}` : `${this.facts.name} · the board`;
     for (const link of document.querySelectorAll("nav [data-page]")) {
-      if (link.dataset.page === wanted || (wanted === "round" && link.dataset.page === "rounds")) link.setAttribute("aria-current", "page");
+      if (link.dataset.page === wanted || (wanted === "round" && link.dataset.page === "rounds"))
+        link.setAttribute("aria-current", "page");
       else link.removeAttribute("aria-current");
     }
     const place = this.places.get(this.entry);
-    scrollTo({ top: isNew ? 0 : place?.top ?? 0, behavior: "instant" });
+    scrollTo({ top: isNew ? 0 : (place?.top ?? 0), behavior: "instant" });
     if (!before) return shown;
     if (!isNew && place?.focus?.isConnected) place.focus.focus({ preventScroll: true });
     else page.node.querySelector("h1")?.focus({ preventScroll: true });

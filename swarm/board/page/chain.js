@@ -13,7 +13,10 @@ function status(report) {
   const tags = [];
   if (report.late) tags.push(el("span", { class: "tag doubt" }, "late"));
   else if (report.ranked === null) tags.push(el("span", { class: "tag" }, "not settled yet"));
-  else tags.push(el("span", { class: report.ranked ? "tag good" : "tag" }, report.ranked ? "counts" : "does not count"));
+  else
+    tags.push(
+      el("span", { class: report.ranked ? "tag good" : "tag" }, report.ranked ? "counts" : "does not count"),
+    );
   if (report.outcome) tags.push(outcomeTag(report.outcome, "audit "));
   return tags;
 }
@@ -29,19 +32,39 @@ function reportItem(report, who) {
   const title = who
     ? el("span", { class: "report-who" }, mark(report.peer), peerLink(report.peer, who))
     : el("a", { href: `#/round/${report.round}` }, `Round ${count(report.round)}`);
-  return el("li", { class: `report ${kind}`, "data-round": report.round, "data-peer": report.peer },
-    el("div", { class: "report-head" },
+  return el(
+    "li",
+    { class: `report ${kind}`, "data-round": report.round, "data-peer": report.peer },
+    el(
+      "div",
+      { class: "report-head" },
       title,
-      el("span", { class: "report-reward", "data-field": "reward", "data-value": report.reward }, micro(report.reward)),
-      el("span", { class: "tags" }, ...status(report))),
-    el("p", { class: "report-chain" },
-      el("span", { class: "muted" }, "state "), digest(report.state_before, "State before", short),
-      el("span", { "aria-label": "becomes" }, " → "), digest(report.state_after, "State after", short),
-      el("span", { class: `link-word ${kind}` }, words)),
-    el("p", { class: "report-more muted" },
-      "commitment ", digest(report.commitment, "Commitment", short),
-      " transaction ", digest(report.tx, "Transaction", short),
-      ` block ${count(report.block)}, ${when(report.at)}, ${plural(report.groups, "group")}`));
+      el(
+        "span",
+        { class: "report-reward", "data-field": "reward", "data-value": report.reward },
+        micro(report.reward),
+      ),
+      el("span", { class: "tags" }, ...status(report)),
+    ),
+    el(
+      "p",
+      { class: "report-chain" },
+      el("span", { class: "muted" }, "state "),
+      digest(report.state_before, "State before", short),
+      el("span", { "aria-label": "becomes" }, " → "),
+      digest(report.state_after, "State after", short),
+      el("span", { class: `link-word ${kind}` }, words),
+    ),
+    el(
+      "p",
+      { class: "report-more muted" },
+      "commitment ",
+      digest(report.commitment, "Commitment", short),
+      " transaction ",
+      digest(report.tx, "Transaction", short),
+      ` block ${count(report.block)}, ${when(report.at)}, ${plural(report.groups, "group")}`,
+    ),
+  );
 }
 
 /** The reports of one peer, or with `names` (a map that is filled as needed) those of one round. */
@@ -65,4 +88,3 @@ async function learnNames(reports, names) {
   const found = await get("/peers", { peer: peers, limit: PAGE });
   for (const rank of found.rows) names.set(rank.peer, rank.name);
 }
-

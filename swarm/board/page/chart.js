@@ -22,23 +22,56 @@ function ticks(low, high, about) {
 
 export class Chart {
   /** `label` says in words what is drawn. */
-  constructor(label, nothing) {
+  constructor(label) {
     this.data = { xs: [], lines: [], band: null };
     this.at = -1;
     this.svg = svg("svg", { class: "plot", "aria-hidden": "true", height: HEIGHT });
-    this.box = el("div", { class: "plot-box", pointermove: (event) => this.#point(event), pointerdown: (event) => this.#point(event) }, this.svg);
-    this.slider = el("input", { type: "range", class: "scrub", min: 0, max: 0, value: 0, "aria-label": `${label}: round`,
-      input: () => this.#choose(Number(this.slider.value)) });
+    this.box = el(
+      "div",
+      {
+        class: "plot-box",
+        pointermove: (event) => this.#point(event),
+        pointerdown: (event) => this.#point(event),
+      },
+      this.svg,
+    );
+    this.slider = el("input", {
+      type: "range",
+      class: "scrub",
+      min: 0,
+      max: 0,
+      value: 0,
+      "aria-label": `${label}: round`,
+      input: () => this.#choose(Number(this.slider.value)),
+    });
     this.legend = el("ul", { class: "legend" });
     this.table = el("table", { class: "numbers" });
-    this.details = el("details", { class: "as-table", toggle: () => this.#fillTable() },
+    this.details = el(
+      "details",
+      { class: "as-table", toggle: () => this.#fillTable() },
       el("summary", {}, "These numbers as a table"),
-      el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": `${label}, as a table` }, this.table));
-    this.message = el("p", { class: "plot-empty" }, nothing);
+      el(
+        "div",
+        { class: "scroll", tabindex: 0, role: "region", "aria-label": `${label}, as a table` },
+        this.table,
+      ),
+    );
+    this.message = el("p", { class: "plot-empty", hidden: true });
     this.box.append(this.message);
-    this.node = el("div", { class: "chart", role: "group", "aria-label": label },
-      this.legend, this.box, this.slider, this.details);
+    this.node = el(
+      "div",
+      { class: "chart", role: "group", "aria-label": label },
+      this.legend,
+      this.box,
+      this.slider,
+      this.details,
+    );
     new ResizeObserver(() => this.#draw()).observe(this.box);
+  }
+
+  /** What stands where there is nothing to draw. */
+  say(words) {
+    setText(this.message, words);
   }
 
   /**
@@ -55,11 +88,17 @@ export class Chart {
     this.slider.max = String(Math.max(0, last));
     this.slider.disabled = last < 0;
     this.message.hidden = last >= 0;
+    this.legend.classList.toggle("none", last < 0);
     this.round = el("li", { class: "at" });
-    this.values = [...data.lines, ...(data.band ? [{ name: data.band.name, kind: "band" }] : [])]
-      .map(({ name, kind }) => ({ name, kind, node: el("span", { class: `value ${kind}-value` }) }));
-    this.legend.replaceChildren(this.round, ...this.values.map(({ name, kind, node }) =>
-      el("li", {}, el("span", { class: `swatch ${kind}`, "aria-hidden": "true" }), el("bdi", {}, name), node)));
+    this.values = [...data.lines, ...(data.band ? [{ name: data.band.name, kind: "band" }] : [])].map(
+      ({ name, kind }) => ({ name, kind, node: el("span", { class: `value ${kind}-value` }) }),
+    );
+    this.legend.replaceChildren(
+      this.round,
+      ...this.values.map(({ name, kind, node }) =>
+        el("li", {}, el("span", { class: `swatch ${kind}`, "aria-hidden": "true" }), el("bdi", {}, name), node),
+      ),
+    );
     this.#draw();
     this.#choose(atEnd ? last : this.at);
     this.#fillTable();
@@ -88,14 +127,23 @@ export class Chart {
     const { x, y, yTicks } = (this.scales = this.#scales());
     const parts = [];
     const text = (className, px, py, words) => svg("text", { class: className, x: px, y: py }, words);
-    const places = yTicks[1] - yTicks[0] >= 1 ? 0 : yTicks[1] - yTicks[0] >= 0.1 ? 1 : yTicks[1] - yTicks[0] >= 0.01 ? 2 : 3;
+    const places =
+      yTicks[1] - yTicks[0] >= 1 ? 0 : yTicks[1] - yTicks[0] >= 0.1 ? 1 : yTicks[1] - yTicks[0] >= 0.01 ? 2 : 3;
     for (const value of yTicks) {
-      parts.push(svg("path", { class: value === 0 ? "axis" : "grid", d: `M${MARGIN.left} ${y(value)}H${this.width - MARGIN.right}` }));
+      parts.push(
+        svg("path", {
+          class: value === 0 ? "axis" : "grid",
+          d: `M${MARGIN.left} ${y(value)}H${this.width - MARGIN.right}`,
+        }),
+      );
       parts.push(text("tick y", MARGIN.left - 8, y(value) + 4, decimal(value, places)));
     }
     const first = xs[0];
     const last = xs[xs.length - 1];
-    const rounds = first === last ? [first] : ticks(first, last, Math.max(2, this.width / 110)).filter((t) => t <= last && Number.isInteger(t));
+    const rounds =
+      first === last
+        ? [first]
+        : ticks(first, last, Math.max(2, this.width / 110)).filter((t) => t <= last && Number.isInteger(t));
     for (const round of rounds) parts.push(text("tick x", x(round), HEIGHT - 8, count(round)));
     if (band) {
       const up = xs.map((round, k) => `${x(round)} ${y(band.high[k])}`);
@@ -160,9 +208,21 @@ export class Chart {
     const heads = ["Round", ...lines.map((line) => line.name), ...(band ? [band.name] : [])];
     this.table.replaceChildren(
       el("thead", {}, el("tr", {}, ...heads.map((head) => el("th", { scope: "col" }, el("bdi", {}, head))))),
-      el("tbody", {}, ...xs.map((round, k) => el("tr", {},
-        el("th", { scope: "row" }, count(round)),
-        ...lines.map((line) => el("td", {}, line.values[k] === null ? "–" : decimal(line.values[k], 3))),
-        band ? el("td", {}, `${decimal(band.low[k], 3)}–${decimal(band.high[k], 3)}`) : null)).reverse()));
+      el(
+        "tbody",
+        {},
+        ...xs
+          .map((round, k) =>
+            el(
+              "tr",
+              {},
+              el("th", { scope: "row" }, count(round)),
+              ...lines.map((line) => el("td", {}, line.values[k] === null ? "–" : decimal(line.values[k], 3))),
+              band ? el("td", {}, `${decimal(band.low[k], 3)}–${decimal(band.high[k], 3)}`) : null,
+            ),
+          )
+          .reverse(),
+      ),
+    );
   }
 }

@@ -1,5 +1,7 @@
 // The ledger's clock as this page goes on with it, and where in a round that is.
 
+import { countdown } from "./format.js";
+
 /** The parts of a round: `{name, from, to}` with fractions. */
 export function segments(facts) {
   const parts = [];
@@ -29,6 +31,14 @@ export class Clock {
 
   now() {
     return Date.now() / 1000 + this.skew;
+  }
+
+  /** What to say where no peer has reported yet. */
+  nothingYet() {
+    const { round, roundEnds } = this.where();
+    const left = countdown(roundEnds - this.now());
+    const which = round > 0 ? "this round ends" : round === 0 ? "the first round ends" : "the first round begins";
+    return `No peer has reported yet: ${which} in ${left}.`;
   }
 
   /**

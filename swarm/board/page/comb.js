@@ -16,7 +16,14 @@ function corners(x, y, radius) {
 
 /** Centres of hexagons in rings around the middle, nearest first. */
 function spiral(n) {
-  const steps = [[1, 0], [0, 1], [-1, 1], [-1, 0], [0, -1], [1, -1]];
+  const steps = [
+    [1, 0],
+    [0, 1],
+    [-1, 1],
+    [-1, 0],
+    [0, -1],
+    [1, -1],
+  ];
   const centres = [[0, 0]];
   for (let ring = 1; centres.length < n; ring++) {
     let [q, r] = [0, -ring];
@@ -68,7 +75,10 @@ export function mark(peer) {
   const wedge = (k) => `M12 12L${points[k].replace(",", " ")}L${points[(k + 1) % 6].replace(",", " ")}Z`;
   let path = "";
   for (let k = 0; k < 6; k++) if ((hash >>> k) & 1) path += wedge(k);
-  return svg("svg", { class: `mark hue-${(hash >>> 8) % 12}`, viewBox: "0 0 24 24", "aria-hidden": "true" },
+  return svg(
+    "svg",
+    { class: `mark hue-${(hash >>> 8) % 12}`, viewBox: "0 0 24 24", "aria-hidden": "true" },
     svg("polygon", { class: "mark-ground", points: points.join(" ") }),
-    svg("path", { class: "mark-figure", d: path }));
+    svg("path", { class: "mark-figure", d: path }),
+  );
 }

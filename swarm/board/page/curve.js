@@ -24,12 +24,24 @@ export function along(rounds, reports) {
 export class CurvePanel {
   constructor(app) {
     this.app = app;
-    this.chart = new Chart("Rewards over time", "The curve begins with the first round that peers report.");
-    this.node = el("section", { class: "panel curve", "aria-labelledby": "curve-title" },
-      el("div", { class: "panel-head" }, el("h2", { id: "curve-title" }, "Reward"),
-        el("p", { class: "panel-note" }, "mean of a round’s reports; pin peers to see their lines")),
-      this.chart.node);
+    this.chart = new Chart("Rewards over time");
+    this.node = el(
+      "section",
+      { class: "panel curve", "aria-labelledby": "curve-title" },
+      el(
+        "div",
+        { class: "panel-head" },
+        el("h2", { id: "curve-title" }, "Reward"),
+        el("p", { class: "panel-note" }, "mean of a round’s reports; pin peers to see their lines"),
+      ),
+      this.chart.node,
+    );
     app.pins.addEventListener("change", () => this.refresh());
+  }
+
+  /** Once a second: the empty state counts down. */
+  tick() {
+    if (this.isEmpty) this.chart.say(this.app.clock.nothingYet());
   }
 
   async refresh() {
@@ -42,7 +54,9 @@ export class CurvePanel {
       [curve, names, ...reports] = await Promise.all([
         get("/curve", { points: POINTS }),
         ids.length ? get("/peers", { peer: ids }) : { rows: [] },
-        ...ids.map((id) => get(`/peers/${encodeURIComponent(id)}/reports`, { limit: REPORTS }).catch(() => ({ reports: [] }))),
+        ...ids.map((id) =>
+          get(`/peers/${encodeURIComponent(id)}/reports`, { limit: REPORTS }).catch(() => ({ reports: [] })),
+        ),
       ]);
     } catch {
       return; // what is shown stays; the notice says that the board is away
@@ -50,11 +64,17 @@ export class CurvePanel {
     if (this.asked !== asked) return;
     const xs = curve.points.map((point) => point.round);
     const name = new Map(names.rows.map((rank) => [rank.peer, rank.name]));
+    this.isEmpty = !xs.length;
+    this.tick();
     this.chart.show({
       xs,
       lines: [
         { name: "swarm’s mean", kind: "mean", values: curve.points.map((point) => point.mean / 1e6) },
-        ...ids.map((id, k) => ({ name: name.get(id) ?? id, kind: `pin-${k + 1}`, values: along(xs, reports[k].reports) })),
+        ...ids.map((id, k) => ({
+          name: name.get(id) ?? id,
+          kind: `pin-${k + 1}`,
+          values: along(xs, reports[k].reports),
+        })),
       ],
       band: {
         name: "10–90 %",

@@ -2,6 +2,7 @@
 
 const SVG = "http://www.w3.org/2000/svg";
 const SHOWN_CHARACTERS = 600; // of what a peer wrote, before "show all"
+const NAME_CHARACTERS = 80; // of a name; those that the server makes are shorter
 
 /** An element; `attributes` with a function are event listeners, children are nodes or text. */
 export function el(tag, attributes = {}, ...children) {
@@ -35,8 +36,12 @@ export function setField(node, value, text) {
 /** For screen readers only. */
 export const unseen = (text) => el("span", { class: "unseen" }, text);
 
+/** The beginning of a text, without half of a character at its end. */
+export const cut = (text, most) =>
+  text.length > most ? text.slice(0, most).replace(/[\uD800-\uDBFF]$/, "") + "…" : text;
+
 /** A short foreign text within a line, its writing direction kept to itself. */
-export const name = (text) => el("bdi", { class: "name" }, text);
+export const name = (text) => el("bdi", { class: "name" }, cut(text, NAME_CHARACTERS));
 
 /** What a peer wrote, at length: a part of it, and all of it on demand. */
 export function said(text) {
@@ -45,7 +50,7 @@ export function said(text) {
     body.append(text || "(nothing)");
     return body;
   }
-  const part = text.slice(0, SHOWN_CHARACTERS).replace(/[\uD800-\uDBFF]$/, "") + "…";
+  const part = cut(text, SHOWN_CHARACTERS);
   body.append(part);
   const button = el("button", {
     type: "button",
@@ -56,7 +61,8 @@ export function said(text) {
       button.setAttribute("aria-expanded", String(open));
       body.textContent = open ? text : part;
       body.classList.toggle("said-all", open);
-      if (open) body.tabIndex = 0; // it scrolls by itself
+      if (open)
+        body.tabIndex = 0; // it scrolls by itself
       else body.removeAttribute("tabindex");
       button.textContent = open ? "show less" : all;
     },
@@ -82,19 +88,23 @@ async function copy(text) {
 /** A button that copies `text` and says so in its own place. */
 export function copyButton(text, shown, label, kind = "quiet") {
   const face = el("span", {}, shown);
-  const button = el("button", {
-    type: "button",
-    class: kind,
-    title: `${text}\n(press to copy)`,
-    "aria-label": `${label}: copy`,
-    click: async () => {
-      await copy(text).then(
-        () => button.classList.add("copied"),
-        () => button.classList.add("not-copied"),
-      );
-      setTimeout(() => button.classList.remove("copied", "not-copied"), 1500);
+  const button = el(
+    "button",
+    {
+      type: "button",
+      class: kind,
+      title: `${text}\n(press to copy)`,
+      "aria-label": `${label}: copy`,
+      click: async () => {
+        await copy(text).then(
+          () => button.classList.add("copied"),
+          () => button.classList.add("not-copied"),
+        );
+        setTimeout(() => button.classList.remove("copied", "not-copied"), 1500);
+      },
     },
-  }, face);
+    face,
+  );
   return button;
 }
 

@@ -17,24 +17,54 @@ export class GossipPage {
     this.threads = [];
     this.about = el("p", { class: "lead", "data-field": "gossip_round" }, " ");
     this.stages = el("ul", { class: "heard", "aria-label": "Stages heard" });
-    this.box = el("input", { type: "number", id: "cell", min: 0, value: 0, inputmode: "numeric", change: () => {
-      this.cell = Math.max(0, Math.trunc(Number(this.box.value)) || 0);
-      this.refresh(true);
-    } });
+    this.box = el("input", {
+      type: "number",
+      id: "cell",
+      min: 0,
+      value: 0,
+      inputmode: "numeric",
+      change: () => {
+        this.cell = Math.max(0, Math.trunc(Number(this.box.value)) || 0);
+        this.refresh(true);
+      },
+    });
     this.of = el("span", { class: "muted" });
-    this.choice = el("p", { class: "cell-choice", hidden: true }, el("label", { for: "cell" }, "Cell"), this.box, this.of);
-    this.newer = el("button", { type: "button", class: "newer", hidden: true, click: () => {
-      this.#render(this.waiting);
-      this.node.querySelector("h1").focus({ preventScroll: true });
-      scrollTo({ top: 0, behavior: "instant" });
-    } });
+    this.choice = el(
+      "p",
+      { class: "cell-choice", hidden: true },
+      el("label", { for: "cell" }, "Cell"),
+      this.box,
+      this.of,
+    );
+    this.newer = el("button", {
+      type: "button",
+      class: "newer",
+      hidden: true,
+      click: () => {
+        this.#render(this.waiting);
+        this.node.querySelector("h1").focus({ preventScroll: true });
+        scrollTo({ top: 0, behavior: "instant" });
+      },
+    });
     this.list = el("div", { class: "threads" });
     this.message = el("p", { class: "empty", hidden: true });
     this.left = el("p", { class: "muted small" });
-    this.node = el("section", { class: "gossip", "aria-labelledby": "gossip-title" },
-      el("div", { class: "gossip-head" },
-        el("h1", { id: "gossip-title", tabindex: -1 }, "Gossip"), this.choice, this.about, this.stages),
-      this.newer, this.message, this.list, this.left);
+    this.node = el(
+      "section",
+      { class: "gossip", "aria-labelledby": "gossip-title" },
+      el(
+        "div",
+        { class: "gossip-head" },
+        el("h1", { id: "gossip-title", tabindex: -1 }, "Gossip"),
+        this.choice,
+        this.about,
+        this.stages,
+      ),
+      this.newer,
+      this.message,
+      this.list,
+      this.left,
+    );
   }
 
   show() {
@@ -71,13 +101,24 @@ export class GossipPage {
     }
     this.shown = { round, cell };
     this.newer.hidden = true;
-    setText(this.about, round < 0 ? " " : `Round ${count(round)}: ${plural(peers, "peer")} in cell ${count(cell)}, ${plural(threads.length, "question")}.`);
-    this.stages.replaceChildren(...this.app.clock.parts
-      .filter((part) => part.name in HEARD)
-      .map((part) => {
-        const isHeard = heard.includes(part.name);
-        return el("li", { class: isHeard ? "tag good" : "tag" }, `${isHeard ? "✓" : "…"} ${HEARD[part.name]}${isHeard ? "" : " to come"}`);
-      }));
+    setText(
+      this.about,
+      round < 0
+        ? " "
+        : `Round ${count(round)}: ${plural(peers, "peer")} in cell ${count(cell)}, ${plural(threads.length, "question")}.`,
+    );
+    this.stages.replaceChildren(
+      ...this.app.clock.parts
+        .filter((part) => part.name in HEARD)
+        .map((part) => {
+          const isHeard = heard.includes(part.name);
+          return el(
+            "li",
+            { class: isHeard ? "tag good" : "tag" },
+            `${isHeard ? "✓" : "…"} ${HEARD[part.name]}${isHeard ? "" : " to come"}`,
+          );
+        }),
+    );
     this.choice.hidden = cells <= 1;
     this.box.max = String(Math.max(0, cells - 1));
     if (document.activeElement !== this.box) this.box.value = String(cell);
@@ -90,9 +131,13 @@ export class GossipPage {
       this.threads[k].show(thread, heard);
     });
     for (const extra of this.threads.splice(threads.length)) extra.node.remove();
-    this.#say(trouble
-      ? `Nothing can be heard: ${trouble}`
-      : threads.length ? "" : "Nothing was heard yet. Peers’ answers show here when the answer stage of a round ends.");
+    this.#say(
+      trouble
+        ? `Nothing can be heard: ${trouble}`
+        : threads.length
+          ? ""
+          : "Nothing was heard yet. Peers’ answers show here when the answer stage of a round ends.",
+    );
     const reasons = Object.entries(leftOut).map(([reason, n]) => `${count(n)} ${reason}`);
     setText(this.left, reasons.length ? `Left out: ${reasons.join(", ")}.` : "");
   }

@@ -1,7 +1,9 @@
 // The bar at the bottom that appears when something is away. It lies over the page, so nothing moves.
 
-import { setText } from "./dom.js";
+import { cut, setText } from "./dom.js";
 import { clockTime } from "./format.js";
+
+const REASON_CHARACTERS = 200;
 
 export class Notice {
   constructor(root) {
@@ -31,7 +33,7 @@ export class Notice {
     } else if (this.pulse?.ledger === "away") {
       kind = "ledger";
       const since = this.readAt();
-      words = `The ledger does not answer${since ? ` since ${since}` : ""}: ${this.pulse.trouble || "no reason known"}. What you see is from then.`;
+      words = `The ledger does not answer${since ? ` since ${since}` : ""}: ${cut(this.pulse.trouble, REASON_CHARACTERS) || "no reason known"}. What you see is from then.`;
     }
     document.body.dataset.trouble = kind;
     this.root.hidden = !kind;

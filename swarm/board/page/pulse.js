@@ -7,10 +7,10 @@ import { ago, clockTime, count, countdown } from "./format.js";
 
 const DOING = {
   waiting: "The swarm waits for its first round.",
-  propose: "Peers make up questions for one another.",
-  answer: "Peers answer the questions of their cells.",
+  propose: "Peers make up questions.",
+  answer: "Peers answer their cells’ questions.",
   critique: "Peers judge one another’s answers.",
-  revise: "Peers think again, having read the critics.",
+  revise: "Peers read critics, and think again.",
   learn: "Peers learn from what they heard.",
   report: "Peers write their round to the ledger.",
 };
@@ -31,8 +31,12 @@ export class PulseBand {
     this.leftWord = el("span", {}, "left in this stage");
     this.segments = clock.parts.map((part) => {
       const fill = el("span", { class: "segment-fill" });
-      const node = el("li", { class: "segment", "data-stage": part.name, title: part.name },
-        el("span", { class: "segment-track" }, fill), el("span", { class: "segment-name" }, part.name));
+      const node = el(
+        "li",
+        { class: "segment", "data-stage": part.name, title: part.name },
+        el("span", { class: "segment-track" }, fill),
+        el("span", { class: "segment-name" }, part.name),
+      );
       node.style.flexGrow = String(part.to - part.from);
       return { node, fill, part };
     });
@@ -42,16 +46,31 @@ export class PulseBand {
       return el("div", {}, el("dt", {}, label), this.facts[field]);
     };
     root.replaceChildren(
-      el("div", { class: "pulse-now" },
+      el(
+        "div",
+        { class: "pulse-now" },
         el("p", { class: "round-line" }, this.roundWord, " ", this.round),
-        el("p", { class: "stage-line" }, this.stage, this.doing)),
-      el("div", { class: "pulse-left" },
-        this.stageLeft, el("p", {}, this.leftWord, el("br"), this.roundLeft, " left in the round")),
+        el("p", { class: "stage-line" }, this.stage, this.doing),
+      ),
+      el(
+        "div",
+        { class: "pulse-left" },
+        this.stageLeft,
+        el("p", {}, this.leftWord, el("br"), this.roundLeft, " left in the round"),
+      ),
       el("ol", { class: "segments", "aria-label": "Stages of a round" }, ...this.segments.map((s) => s.node)),
-      el("dl", { class: "facts" },
-        fact("alive", "alive"), fact("reported", "reported this round"), fact("peers", "registered"),
-        fact("cells", "cells"), fact("ledger", "ledger"), fact("standings_round", "standings as of round")),
-      el("div", { class: "pulse-comb" }, this.comb.root));
+      el(
+        "dl",
+        { class: "facts" },
+        fact("alive", "alive"),
+        fact("reported", "reported this round"),
+        fact("peers", "registered"),
+        fact("cells", "cells"),
+        fact("ledger", "ledger"),
+        fact("standings_round", "standings at round"),
+      ),
+      el("div", { class: "pulse-comb" }, this.comb.root),
+    );
     this.root = root;
   }
 

@@ -14,14 +14,24 @@ export class RankRow {
   constructor(rank, onPin) {
     this.peer = rank.peer;
     this.shown = "";
-    this.star = el("button", { type: "button", class: "star", click: () => onPin(rank.peer) },
-      svg("svg", { viewBox: "0 0 24 24", "aria-hidden": "true" },
-        svg("path", { d: "M12 3.2l2.7 5.6 6.1.8-4.5 4.3 1.1 6.1L12 17l-5.4 3 1.1-6.1-4.5-4.3 6.1-.8z" })));
+    this.star = el(
+      "button",
+      { type: "button", class: "star", click: () => onPin(rank.peer) },
+      svg(
+        "svg",
+        { viewBox: "0 0 24 24", "aria-hidden": "true" },
+        svg("path", { d: "M12 3.2l2.7 5.6 6.1.8-4.5 4.3 1.1 6.1L12 17l-5.4 3 1.1-6.1-4.5-4.3 6.1-.8z" }),
+      ),
+    );
     this.rank = field("rank");
     this.link = peerLink(rank.peer, rank.name);
     this.link.title = rank.peer;
     this.own = el("span", { class: "tag own", hidden: true }, "yours");
-    this.doubt = el("span", { class: "tag doubt", hidden: true, title: "Others do not learn from it now" }, "not used");
+    this.doubt = el(
+      "span",
+      { class: "tag doubt", hidden: true, title: "Others do not learn from it now" },
+      "not used",
+    );
     this.trendPath = svg("path", { class: "trend-line" });
     this.trendEnd = svg("circle", { class: "trend-end", r: 2 });
     this.trendWords = unseen("");
@@ -33,22 +43,54 @@ export class RankRow {
     this.bar = el("span", { class: "meter-fill" });
     this.passed = field("audits_passed");
     this.failed = field("audits_failed");
-    this.node = el("tr", { "data-peer": rank.peer },
+    this.node = el(
+      "tr",
+      { "data-peer": rank.peer },
       el("td", { class: "col-star" }, this.star),
       el("td", { class: "number col-rank" }, this.rank),
-      el("th", { scope: "row", class: "col-peer" },
-        el("span", { class: "peer-cell" }, mark(rank.peer),
-          el("span", { class: "peer-text" }, this.link,
-            el("span", { class: "peer-id" }, this.own, this.doubt, short(rank.peer, 8))))),
-      el("td", { class: "col-trend" },
-        svg("svg", { class: "trend", viewBox: `0 0 ${TREND_WIDTH} ${TREND_HEIGHT}`, "aria-hidden": "true" },
-          this.trendPath, this.trendEnd), this.trendWords),
+      el(
+        "th",
+        { scope: "row", class: "col-peer" },
+        el(
+          "span",
+          { class: "peer-cell" },
+          mark(rank.peer),
+          el(
+            "span",
+            { class: "peer-text" },
+            this.link,
+            el("span", { class: "peer-id" }, this.own, this.doubt, short(rank.peer, 8)),
+          ),
+        ),
+      ),
+      el(
+        "td",
+        { class: "col-trend" },
+        svg(
+          "svg",
+          { class: "trend", viewBox: `0 0 ${TREND_WIDTH} ${TREND_HEIGHT}`, "aria-hidden": "true" },
+          this.trendPath,
+          this.trendEnd,
+        ),
+        this.trendWords,
+      ),
       el("td", { class: "number col-rounds" }, this.ranked, el("span", { class: "muted" }, " / "), this.rounds),
       this.reward,
-      el("td", { class: "number col-score" }, this.score, el("span", { class: "meter", "aria-hidden": "true" }, this.bar)),
-      el("td", { class: "number col-audits" },
-        el("span", { class: "good" }, "✓\u2009", this.passed), unseen(" passed, "),
-        el("span", { class: "bad" }, "✗\u2009", this.failed), unseen(" failed")));
+      el(
+        "td",
+        { class: "number col-score" },
+        this.score,
+        el("span", { class: "meter", "aria-hidden": "true" }, this.bar),
+      ),
+      el(
+        "td",
+        { class: "number col-audits" },
+        el("span", { class: "good" }, "✓\u2009", this.passed),
+        unseen(" passed, "),
+        el("span", { class: "bad" }, "✗\u2009", this.failed),
+        unseen(" failed"),
+      ),
+    );
   }
 
   update(rank, pinned) {
@@ -99,9 +141,12 @@ export class RankRow {
       this.trendEnd.setAttribute("cy", last[1]);
     }
     const gaps = trend.length - known.length;
-    setText(this.trendWords, known.length
-      ? `last reward ${decimal(known[known.length - 1] / 1e6, 2)}, best ${decimal(top / 1e6, 2)}${gaps ? `, ${gaps} rounds missed` : ""}`
-      : "no reports");
+    setText(
+      this.trendWords,
+      known.length
+        ? `last reward ${decimal(known[known.length - 1] / 1e6, 2)}, best ${decimal(top / 1e6, 2)}${gaps ? `, ${gaps} rounds missed` : ""}`
+        : "no reports",
+    );
   }
 }
 
@@ -122,11 +167,23 @@ export class RankTable {
     this.onPin = onPin;
     this.rows = new Map();
     this.body = el("tbody", {});
-    this.node = el("table", { class: "ranks", id },
+    this.node = el(
+      "table",
+      { class: "ranks", id },
       el("caption", { class: "unseen" }, caption),
-      el("thead", {}, el("tr", {}, ...COLUMNS.map(([kind, title, hidden, help]) =>
-        el("th", { scope: "col", class: kind, title: help }, hidden ? unseen(title) : title)))),
-      this.body);
+      el(
+        "thead",
+        {},
+        el(
+          "tr",
+          {},
+          ...COLUMNS.map(([kind, title, hidden, help]) =>
+            el("th", { scope: "col", class: kind, title: help }, hidden ? unseen(title) : title),
+          ),
+        ),
+      ),
+      this.body,
+    );
   }
 
   show(ranks, pins) {

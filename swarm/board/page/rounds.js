@@ -10,14 +10,17 @@ const PAGE = 50;
 
 function roundRow(round) {
   const number = (key, text) => el("td", { class: "number", "data-field": key, "data-value": round[key] }, text);
-  return el("tr", { "data-round": round.round },
+  return el(
+    "tr",
+    { "data-round": round.round },
     el("th", { scope: "row" }, el("a", { href: `#/round/${round.round}` }, count(round.round))),
     el("td", { class: "wide" }, when(round.began_at)),
     number("reports", count(round.reports)),
     el("td", { class: "number wide", "data-field": "late", "data-value": round.late }, count(round.late)),
     number("mean_reward", micro(round.mean_reward)),
     number("best_reward", micro(round.best_reward)),
-    el("td", { class: "wide" }, digest(round.beacon, "Beacon", short)));
+    el("td", { class: "wide" }, digest(round.beacon, "Beacon", short)),
+  );
 }
 
 export class RoundsPage {
@@ -25,11 +28,27 @@ export class RoundsPage {
     this.title = "Rounds";
     const head = (title, kind) => el("th", { scope: "col", class: kind }, title);
     const list = el("tbody", {});
-    const table = el("table", { class: "rounds" },
+    const table = el(
+      "table",
+      { class: "rounds" },
       el("caption", { class: "unseen" }, "Rounds, newest first"),
-      el("thead", {}, el("tr", {}, head("Round"), head("Began", "wide"), head("Reports", "number"),
-        head("Late", "number wide"), head("Mean", "number"), head("Best", "number"), head("Beacon", "wide"))),
-      list);
+      el(
+        "thead",
+        {},
+        el(
+          "tr",
+          {},
+          head("Round"),
+          head("Began", "wide"),
+          head("Reports", "number"),
+          head("Late", "number wide"),
+          head("Mean", "number"),
+          head("Best", "number"),
+          head("Beacon", "wide"),
+        ),
+      ),
+      list,
+    );
     this.list = new Paged({
       list,
       around: table,
@@ -41,9 +60,13 @@ export class RoundsPage {
         return { items: page.rounds, next: page.next };
       },
     });
-    this.node = el("section", { class: "panel", "aria-labelledby": "rounds-title" },
+    this.node = el(
+      "section",
+      { class: "panel", "aria-labelledby": "rounds-title" },
       el("h1", { id: "rounds-title", tabindex: -1 }, "Rounds"),
-      el("p", { class: "lead" }, "Rewards are those of the reports that came on time."), this.list.node);
+      el("p", { class: "lead" }, "Rewards are those of the reports that came on time."),
+      this.list.node,
+    );
   }
 
   show() {
@@ -61,8 +84,13 @@ export class RoundPage {
     this.names = new Map();
     this.heading = el("h1", { tabindex: -1, id: "round-title" }, "Round");
     this.place = el("div", {});
-    this.node = el("section", { class: "panel", "aria-labelledby": "round-title" },
-      this.heading, el("p", { class: "lead" }, el("a", { href: "#/rounds" }, "All rounds")), this.place);
+    this.node = el(
+      "section",
+      { class: "panel", "aria-labelledby": "round-title" },
+      this.heading,
+      el("p", { class: "lead" }, el("a", { href: "#/rounds" }, "All rounds")),
+      this.place,
+    );
   }
 
   show(text) {

@@ -1,7 +1,7 @@
 // What a cell said about one question: answers, critiques, revisions, and who was right.
 
 import { mark } from "./comb.js";
-import { arrange, el, name, peerLink, said, setText } from "./dom.js";
+import { arrange, cut, el, name, peerLink, said, setText } from "./dom.js";
 import { decimal, plural } from "./format.js";
 
 const TITLE_CHARACTERS = 160;
@@ -15,14 +15,19 @@ function grade(score) {
   return score <= 0 ? "wrong" : "partly";
 }
 
-const rightOf = (groups) => groups.flatMap((group) => group.completions).filter((c) => grade(c.score) === "right").length;
+const rightOf = (groups) =>
+  groups.flatMap((group) => group.completions).filter((c) => grade(c.score) === "right").length;
 const allOf = (groups) => groups.reduce((sum, group) => sum + group.completions.length, 0);
 
 function pips(completions) {
-  return el("span", { class: "pips", "aria-hidden": "true" }, ...completions.map((completion) => {
-    const kind = grade(completion.score);
-    return el("span", { class: `pip ${kind}` }, SIGNS[kind]);
-  }));
+  return el(
+    "span",
+    { class: "pips", "aria-hidden": "true" },
+    ...completions.map((completion) => {
+      const kind = grade(completion.score);
+      return el("span", { class: `pip ${kind}` }, SIGNS[kind]);
+    }),
+  );
 }
 
 /** Whom a letter means in this prompt. */
@@ -43,21 +48,46 @@ function namedList(group) {
   const times = new Map();
   for (const { names } of group.completions) times.set(names, (times.get(names) ?? 0) + 1);
   const most = [...times].sort((a, b) => b[1] - a[1]);
-  return el("ul", { class: "named", "aria-label": "Whom it names" },
-    ...most.map(([letter, n]) => el("li", {}, ...namedNodes(letter, group.shown), ` ×${n}`)));
+  return el(
+    "ul",
+    { class: "named", "aria-label": "Whom it names" },
+    ...most.map(([letter, n]) => el("li", {}, ...namedNodes(letter, group.shown), ` ×${n}`)),
+  );
 }
 
 function completionNode(completion, stage, shown) {
   const kind = grade(completion.score);
-  const words = stage === "critiques"
-    ? (completion.score === null ? "not scored" : `earned ${decimal(completion.score)}`)
-    : { right: "right", wrong: "wrong", partly: `partly right, ${decimal(completion.score ?? 0)}`, unknown: "not scored" }[kind];
+  const words =
+    stage === "critiques"
+      ? completion.score === null
+        ? "not scored"
+        : `earned ${decimal(completion.score)}`
+      : {
+          right: "right",
+          wrong: "wrong",
+          partly: `partly right, ${decimal(completion.score ?? 0)}`,
+          unknown: "not scored",
+        }[kind];
   const sign = stage === "critiques" ? "" : `${SIGNS[kind]} `;
-  return el("div", { class: `completion ${stage === "critiques" ? "" : kind}` },
+  return el(
+    "div",
+    { class: `completion ${stage === "critiques" ? "" : kind}` },
     said(completion.text + (completion.cut ? " […]" : "")),
-    el("p", { class: "completion-note" },
+    el(
+      "p",
+      { class: "completion-note" },
       el("span", { class: `grade ${stage === "critiques" ? "" : kind}` }, sign, words),
-      stage === "answers" ? null : el("span", {}, " · ", ...(completion.names === null || completion.names === "none" ? [] : ["names "]), ...namedNodes(completion.names, shown))));
+      stage === "answers"
+        ? null
+        : el(
+            "span",
+            {},
+            " · ",
+            ...(completion.names === null || completion.names === "none" ? [] : ["names "]),
+            ...namedNodes(completion.names, shown),
+          ),
+    ),
+  );
 }
 
 function groupNode(group, stage) {
@@ -67,21 +97,47 @@ function groupNode(group, stage) {
   if (stage === "critiques") {
     const known = completions.filter((completion) => completion.score !== null);
     const mean = known.reduce((sum, completion) => sum + completion.score, 0) / known.length;
-    head.append(el("span", { class: "tally" }, known.length ? `earned ${decimal(mean)} on average` : "not scored"));
+    head.append(
+      el("span", { class: "tally" }, known.length ? `earned ${decimal(mean)} on average` : "not scored"),
+    );
   } else {
     head.append(pips(completions), el("span", { class: "tally" }, `right ${right} of ${completions.length}`));
   }
   const most = stage === "answers" ? null : namedList(group);
   const [first, ...others] = completions.map((completion) => () => completionNode(completion, stage, group.shown));
-  const rest = el("details", { class: "others", toggle: () => {
-    if (rest.open && rest.children.length === 1) rest.append(...others.map((make) => make()));
-  } }, el("summary", {}, `${others.length} more`));
-  const verdict = stage === "critiques" || !completions.length ? "" : right * 2 > completions.length ? "mostly-right" : right ? "" : "all-wrong";
-  return el("li", { class: `group ${verdict}`, "data-peer": group.peer }, head, most, first ? first() : null,
-    others.length ? rest : null);
+  const rest = el(
+    "details",
+    {
+      class: "others",
+      toggle: () => {
+        if (rest.open && rest.children.length === 1) rest.append(...others.map((make) => make()));
+      },
+    },
+    el("summary", {}, `${others.length} more`),
+  );
+  const verdict =
+    stage === "critiques" || !completions.length
+      ? ""
+      : right * 2 > completions.length
+        ? "mostly-right"
+        : right
+          ? ""
+          : "all-wrong";
+  return el(
+    "li",
+    { class: `group ${verdict}`, "data-peer": group.peer },
+    head,
+    most,
+    first ? first() : null,
+    others.length ? rest : null,
+  );
 }
 
-const STAGES = { answers: ["answer", "Answers"], critiques: ["critique", "Critiques"], revisions: ["revise", "After thinking again"] };
+const STAGES = {
+  answers: ["answer", "Answers"],
+  critiques: ["critique", "Critiques"],
+  revisions: ["revise", "After thinking again"],
+};
 
 export class Thread {
   constructor(open) {
@@ -97,10 +153,18 @@ export class Thread {
       const node = el("section", { class: `column ${key}` }, el("h3", {}, title), list, none);
       return { key, stage, list, none, node };
     });
-    this.node = el("details", { class: "thread panel", open, toggle: () => this.#fill() },
+    this.node = el(
+      "details",
+      { class: "thread panel", open, toggle: () => this.#fill() },
       el("summary", {}, this.title, this.score),
-      el("div", { class: "thread-body" }, this.question, this.truth,
-        el("div", { class: "columns" }, ...this.columns.map((column) => column.node))));
+      el(
+        "div",
+        { class: "thread-body" },
+        this.question,
+        this.truth,
+        el("div", { class: "columns" }, ...this.columns.map((column) => column.node)),
+      ),
+    );
   }
 
   /** Whether the visitor opened something in it. */
@@ -116,7 +180,7 @@ export class Thread {
     this.heard = heard;
     const { question, answers, revisions } = thread;
     const line = question.replace(/\s+/g, " ");
-    setText(this.title, line.length > TITLE_CHARACTERS ? `${line.slice(0, TITLE_CHARACTERS)}…` : line);
+    setText(this.title, cut(line, TITLE_CHARACTERS));
     const parts = [];
     if (allOf(answers)) parts.push(`first ${rightOf(answers)} of ${allOf(answers)} right`);
     if (allOf(revisions)) parts.push(`then ${rightOf(revisions)} of ${allOf(revisions)}`);
@@ -130,14 +194,28 @@ export class Thread {
     const { question, answer, proposed_by: proposer } = this.thread;
     this.question.hidden = this.title.textContent === question; // the title says it all
     if (!this.question.hidden) this.question.replaceChildren(said(question));
-    this.truth.replaceChildren(...(answer
-      ? [el("span", { class: "truth-label" }, "True answer"), said(answer)]
-      : [el("span", { class: "muted" }, this.heard.includes("answer") ? "The task has no true answer in words." : "The true answer shows when the answers are in.")]));
+    this.truth.replaceChildren(
+      ...(answer
+        ? [el("span", { class: "truth-label" }, "True answer"), said(answer)]
+        : [
+            el(
+              "span",
+              { class: "muted" },
+              this.heard.includes("answer")
+                ? "The task has no true answer in words."
+                : "The true answer shows when the answers are in.",
+            ),
+          ]),
+    );
     if (proposer) this.truth.append(el("span", { class: "muted" }, "asked by ", name(proposer)));
     for (const { key, stage, list, none } of this.columns) {
       const groups = [...this.thread[key]];
-      if (key !== "critiques") groups.sort((a, b) => rightOf([b]) / b.completions.length - rightOf([a]) / a.completions.length);
-      arrange(list, groups.map((group) => this.#group(group, key)));
+      if (key !== "critiques")
+        groups.sort((a, b) => rightOf([b]) / b.completions.length - rightOf([a]) / a.completions.length);
+      arrange(
+        list,
+        groups.map((group) => this.#group(group, key)),
+      );
       none.hidden = groups.length > 0;
       setText(none, this.heard.includes(stage) ? "Nobody said anything here." : "Not heard yet.");
     }
@@ -154,4 +232,3 @@ export class Thread {
     return node;
   }
 }
-

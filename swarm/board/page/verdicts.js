@@ -39,22 +39,55 @@ function amount(fault) {
 
 function verdictItem(verdict, withPeer) {
   const counted = verdict.voices?.length ?? 0;
-  return el("li", { class: "verdict", "data-peer": verdict.peer, "data-round": verdict.round },
-    el("div", { class: "verdict-head" },
+  return el(
+    "li",
+    { class: "verdict", "data-peer": verdict.peer, "data-round": verdict.round },
+    el(
+      "div",
+      { class: "verdict-head" },
       outcomeTag(verdict.outcome),
-      withPeer ? el("span", { class: "report-who" }, mark(verdict.peer), peerLink(verdict.peer, verdict.name)) : null,
-      el("span", { class: "muted" }, `round ${count(verdict.round)}, settled in ${count(verdict.settled_in)}, class ${verdict.audit_class}`),
-      verdict.planted ? el("span", { class: "tag" }, "a planted fault, to test its auditors") : null),
+      withPeer
+        ? el("span", { class: "report-who" }, mark(verdict.peer), peerLink(verdict.peer, verdict.name))
+        : null,
+      el(
+        "span",
+        { class: "muted" },
+        `round ${count(verdict.round)}, settled in ${count(verdict.settled_in)}, class ${verdict.audit_class}`,
+      ),
+      verdict.planted ? el("span", { class: "tag" }, "a planted fault, to test its auditors") : null,
+    ),
     verdict.faults.length
-      ? el("ul", { class: "faults" }, ...verdict.faults.map((fault) => el("li", {},
-        el("strong", {}, fault.check), `: ${CHECKS[fault.check] ?? ""}${amount(fault)}`,
-        fault.detail ? said(fault.detail) : null)))
+      ? el(
+          "ul",
+          { class: "faults" },
+          ...verdict.faults.map((fault) =>
+            el(
+              "li",
+              {},
+              el("strong", {}, fault.check),
+              `: ${CHECKS[fault.check] ?? ""}${amount(fault)}`,
+              fault.detail ? said(fault.detail) : null,
+            ),
+          ),
+        )
       : null,
     counted
-      ? el("ul", { class: "voices", "aria-label": "Auditors" }, ...verdict.voices.map((voice) => el("li", {},
-        mark(voice.peer), peerLink(voice.peer, voice.name), ` said ${voice.outcome}`,
-        voice.counted ? null : el("span", { class: "muted" }, " (not counted)"))))
-      : null);
+      ? el(
+          "ul",
+          { class: "voices", "aria-label": "Auditors" },
+          ...verdict.voices.map((voice) =>
+            el(
+              "li",
+              {},
+              mark(voice.peer),
+              peerLink(voice.peer, voice.name),
+              ` said ${voice.outcome}`,
+              voice.counted ? null : el("span", { class: "muted" }, " (not counted)"),
+            ),
+          ),
+        )
+      : null,
+  );
 }
 
 /** The audits of one peer, or of all. */
@@ -76,13 +109,22 @@ export class AuditsPage {
   constructor() {
     this.title = "Audits";
     this.list = verdictList("/verdicts", {
-      withPeer: true, limit: 25,
-      nothing: "No audit has been settled yet. Reports are drawn for audit by the block after the one that holds them.",
+      withPeer: true,
+      limit: 25,
+      nothing:
+        "No audit has been settled yet. Reports are drawn for audit by the block after the one that holds them.",
     });
-    this.node = el("section", { class: "panel", "aria-labelledby": "audits-title" },
+    this.node = el(
+      "section",
+      { class: "panel", "aria-labelledby": "audits-title" },
       el("h1", { id: "audits-title", tabindex: -1 }, "Audits"),
-      el("p", { class: "lead" }, "Reports that other peers checked again: prompts, rewards, every token by its seed, and the update itself."),
-      this.list.node);
+      el(
+        "p",
+        { class: "lead" },
+        "Reports that other peers checked again: prompts, rewards, every token by its seed, and the update itself.",
+      ),
+      this.list.node,
+    );
   }
 
   show() {
