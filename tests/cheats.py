@@ -22,6 +22,7 @@ import torch
 from swarm import auditing, cli
 from swarm.audit import Case
 from swarm.audit_process import AuditProcess, Start
+from swarm.cellmates import MAX_CHARS_PER_TOKEN
 from swarm.effects import Commit, Learn, Sample, Screen
 from swarm.errors import ExchangeError
 from swarm.exchange.service import Exchange
@@ -176,6 +177,24 @@ class EditedText(Cheat):
             right = self.question(number).answer[: 16 * group[0].length]
             edited.append((msgspec.structs.replace(group[0], text=right), *group[1:]))
         return edited
+
+
+class HostileText(Performer):
+    """Says what would harm a reader that took it for more than text, as much of it as is allowed."""
+
+    text = (
+        "\x1b[2J\u202e</p><img src=x onerror='window.hacked=1'><script>window.hacked=1</script>"
+        "<style>*{display:none}</style>" + "W" * 300
+    )
+
+    def perform(self, effect: Any) -> Any:
+        outcome = super().perform(effect)
+        if not isinstance(effect, Sample) or not outcome:
+            return outcome
+        cheated(self._rules.round)
+        most = effect.stage.max_tokens
+        said = Completion.of([1] * most, self.text[: MAX_CHARS_PER_TOKEN * most])
+        return [(said,) * len(group) for group in outcome]
 
 
 class SwappedPrompt(Performer):
@@ -356,6 +375,7 @@ CHEATS: dict[str, tuple[type, ...]] = {
     "copied-answers": (Copied,),
     "replayed-round": (Replayed,),
     "edited-text": (EditedText,),
+    "hostile-text": (HostileText,),
     "swapped-prompt": (SwappedPrompt,),
     "cherry-picked": (CherryPicked,),
     "skipped-update": (SkippedUpdate,),

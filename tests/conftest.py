@@ -6,6 +6,7 @@ from identity import load_or_create_identity
 ROUNDS = {
     "test_node",
     "test_demo",
+    "test_board_of_a_demo",
     "test_third_party",
     "test_cheats",
     "test_exchange_hostile",

@@ -442,6 +442,10 @@ class Stage:
         for connection in list(self._connections):  # else those kept alive would go on to be answered
             with contextlib.suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
+        self.hang_up()
+
+    def hang_up(self) -> None:
+        """Ends every stream."""
         for listener in self._listeners:
             listener.put(None)
         self._listeners.clear()

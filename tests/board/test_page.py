@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -546,3 +547,36 @@ def test_the_page_starts_when_the_board_does(stage, browser):
     expect(page.locator("#ranks tbody tr").first).to_be_visible(timeout=8_000)
     expect(page.locator("#notice")).to_be_hidden()
     page.close()
+
+
+def test_without_a_stream_the_page_asks_from_time_to_time(stage, visit):
+    """A board gives away only so many streams."""
+    page = visit(stage)
+    page.route(
+        "**/api/v1/events", lambda route: route.fulfill(status=503, json={"detail": "too many streams"})
+    )
+    stage.hang_up()
+    with stage.scene.lock:
+        stage.scene.lines[0] = stage.scene.lines[0].model_copy(update={"verified_reward": 222_000_000})
+        stage.scene.version += 1
+    expect(page.locator('#ranks [data-field="verified_reward"]').first).to_have_text(
+        "222.000", timeout=15_000
+    )
+    expect(page.locator("#notice")).to_be_hidden()
+
+
+def test_who_asks_too_often_waits_as_told(stage, visit):
+    page = visit(stage, "#/join")
+    refused = []
+
+    def answer(route):
+        if refused:
+            route.continue_()
+        else:
+            refused.append(time.monotonic())
+            route.fulfill(status=429, headers={"Retry-After": "1"}, json={"detail": "too many requests"})
+
+    page.route("**/api/v1/leaderboard*", answer)
+    page.get_by_role("link", name="Board", exact=True).click()
+    expect(page.locator("#ranks tbody tr")).to_have_count(40)
+    assert time.monotonic() - refused[0] > 0.9
