@@ -3,7 +3,7 @@
 `index`: a million reports from a synthetic ledger (`synthetic_ledger.py`, a process of its own) into the
 index, with and without the standings that follow from them; beside it web3's decoder on the same answers.
 `answers`: `swarm board` on one core over such an index, asked for its leaderboard by 16 connections from the
-other core.
+other core. `page`: how soon its page can be used in a headless Chromium, and how much the layout jumps.
 """
 
 from __future__ import annotations
@@ -161,8 +161,9 @@ def load(port: int, path: str, seconds: float) -> dict[str, float]:
     }
 
 
-def measure_answers(peers: int, rounds: int, seconds: float) -> dict[str, dict[str, float]]:
-    """All of the second half."""
+@contextmanager
+def board_of(peers: int, rounds: int) -> Iterator[tuple[int, int]]:
+    """The port and the process id of a board that has read a synthetic ledger."""
     with synthetic(peers, rounds) as line, tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "swarm", "board", line, "--home", folder, "--per-minute", "0"]
         command += ["--listen", "127.0.0.1:0"]
@@ -171,21 +172,39 @@ def measure_answers(peers: int, rounds: int, seconds: float) -> dict[str, dict[s
                 assert board.stdout is not None
                 port = int(board.stdout.readline().rpartition(":")[2])
                 _wait_for_standings(port, rounds)
-                os.sched_setaffinity(board.pid, {0})
-                for thread in Path(f"/proc/{board.pid}/task").iterdir():
-                    os.sched_setaffinity(int(thread.name), {0})
-                os.sched_setaffinity(0, {1})
-                return {
-                    path: load(port, f"/api/v1{path}", seconds)
-                    for path in (
-                        "/leaderboard",
-                        "/leaderboard?offset=5000&limit=100",
-                        "/peers?search=ab",
-                        "/pulse",
-                    )
-                }
+                yield port, board.pid
             finally:
                 board.terminate()
+
+
+def measure_answers(peers: int, rounds: int, seconds: float) -> dict[str, dict[str, float]]:
+    """All of the second part."""
+    paths = ("/leaderboard", "/leaderboard?offset=5000&limit=100", "/peers?search=ab", "/pulse")
+    with board_of(peers, rounds) as (port, pid):
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            os.sched_setaffinity(int(thread.name), {0})
+        os.sched_setaffinity(0, {1})
+        return {path: load(port, f"/api/v1{path}", seconds) for path in paths}
+
+
+def measure_page(peers: int, rounds: int) -> list[dict[str, float]]:
+    """All of the third part: five visits, each with an empty cache."""
+    from tests.board.browser import launched
+    from tests.board.test_page import CLS, WATCH
+
+    visits = []
+    with board_of(peers, rounds) as (port, _), launched() as browser:
+        for _ in range(5):
+            page = browser.new_page()
+            page.add_init_script(WATCH)
+            page.goto(f"http://127.0.0.1:{port}")
+            page.wait_for_selector("body[data-ready] tr[data-peer]")
+            ready = page.evaluate("performance.now()")
+            page.wait_for_timeout(3000)
+            nodes = page.evaluate("document.querySelectorAll('*').length")
+            visits.append({"ready_ms": ready, "layout_shift": page.evaluate(CLS), "elements": nodes})
+            page.close()
+    return visits
 
 
 def _wait_for_standings(port: int, rounds: int) -> None:
@@ -202,13 +221,15 @@ def _wait_for_standings(port: int, rounds: int) -> None:
 def main() -> None:
     """Print what was measured, as JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=("index", "answers"))
+    parser.add_argument("what", choices=("index", "answers", "page"))
     parser.add_argument("--peers", type=int, default=10_000)
-    parser.add_argument("--rounds", type=int, default=0, help="100, or 3 for answers")
+    parser.add_argument("--rounds", type=int, default=0, help="100; 3 for answers and page")
     parser.add_argument("--seconds", type=float, default=10.0)
     arguments = parser.parse_args()
     if arguments.what == "index":
         measured: object = measure_index(arguments.peers, arguments.rounds or 100)
+    elif arguments.what == "page":
+        measured = measure_page(arguments.peers, arguments.rounds or 3)
     else:
         measured = measure_answers(arguments.peers, arguments.rounds or 3, arguments.seconds)
     print(json.dumps(measured, indent=2))

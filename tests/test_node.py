@@ -159,6 +159,7 @@ def test_ledger_that_is_away_for_three_rounds_costs_their_rank_but_no_round_and_
     os.kill(devnet.pid, signal.SIGSTOP)  # it does not refuse: it hangs, which is worse
     # The fourth may still be reported in time, three are over by then.
     away = peer.wait_for(lambda rounds: sum(entry.report != "mined" for entry in rounds) >= 4)
+    assert peer_status(peer.settings).swarms[-1].doing.is_ledger_away
     os.kill(devnet.pid, signal.SIGCONT)
     rounds = peer.wait_for(
         lambda rounds: rounds[-1].late is False and all(entry.report == "mined" for entry in rounds)

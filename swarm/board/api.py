@@ -161,11 +161,14 @@ def _peer_routes(source: Source) -> APIRouter:
         peer: Annotated[
             list[Annotated[str, Query(max_length=128)]], Query(max_length=100, description="Just these.")
         ] = [],  # noqa: B006 - FastAPI copies it
+        own: Annotated[bool, Query(description="Just those of this board's user.")] = False,
         offset: Offset = 0,
         limit: Limit = 100,
     ) -> Response:
         """Registered peers by rank, those that never reported last."""
         ranks = source.ranks
+        if own:
+            return answers.get(request, lambda: view.these(ranks, source.own))
         if peer:
             keys = [key for name in dict.fromkeys(peer) if (key := source.find(name)) is not None]
             return answers.get(request, lambda: view.these(ranks, keys))
