@@ -86,7 +86,8 @@ def index_alone(ledger: LedgerClient, path: Path, blocks: int) -> float:
     index.begin(msgspec.json.encode(ledger.facts))
     began = time.perf_counter()
     while reader.next <= blocks:
-        index.add(reader.read(blocks), ledger.rpc.block(reader.next - 1))
+        if (found := reader.read(blocks)) is not None:
+            index.add(found, ledger.rpc.block(reader.next - 1))
     seconds = time.perf_counter() - began
     index.close()
     return seconds
@@ -97,13 +98,11 @@ def with_standings(ledger: LedgerClient, path: Path, rounds: int) -> float:
     indexer = Indexer(ledger.another(), path)
     began = time.perf_counter()
     indexer.start()
-    while indexer.state != "ok" or indexer.reputation is None or indexer.reputation.number < rounds:
+    while indexer.known.state != "ok" or indexer.known.standings_round < rounds:
         indexer.check()
         time.sleep(0.2)
         if sys.stderr.isatty():
-            print(
-                f"\rround {indexer.reputation.number if indexer.reputation else 0}", end="", file=sys.stderr
-            )
+            print(f"\rround {indexer.known.standings_round}", end="", file=sys.stderr)
     seconds = time.perf_counter() - began
     indexer.stop()
     return seconds

@@ -258,9 +258,13 @@ def _watch(
     printed, board_said = 0, not options.board
     with _display(console) as display:
         while any(peer.running for peer in peers) and ledger.now() < ledger.genesis + longest:
-            if not board_said and (line := _board_line(board)) is not None:
-                console.print(line, soft_wrap=True, highlight=False, markup=False)
-                board_said = True
+            if not board_said:
+                line = _board_line(board)
+                if line is None and not board.running:
+                    line = f"the board has ended: see {_log_path(board)}"
+                if line is not None:
+                    console.print(line, soft_wrap=True, highlight=False, markup=False)
+                    board_said = True
             for peer in peers:
                 _read(peer, ledger)
             views = [peer.view for peer in peers]

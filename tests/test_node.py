@@ -26,7 +26,7 @@ from swarm.ledger.creation import deploy
 from swarm.ledger.devnet import Devnet
 from swarm.settings import Settings, machine_dir
 
-MANIFEST = small_manifest("life", round_seconds=10)
+MANIFEST = small_manifest("life", round_seconds=8)
 WAIT_SECONDS = 120
 
 

@@ -61,7 +61,7 @@ def test_it_is_pinned_checked_and_trained_in_a_demo(made, tmp_path):
 
     report = tmp_path / "report.json"
     arguments = ["--peers", "2", "--rounds", "1", "--manifest", manifest, "--report", report]
-    run(*swarm, "demo", *arguments, "--home", tmp_path / "home")
+    run(*swarm, "demo", *arguments, "--no-board", "--home", tmp_path / "home")
     rounds = [peer for one in json.loads(report.read_text())["rounds"] for peer in one["peers"].values()]
     assert len(rounds) == 2
     assert all(peer["tx"] and peer["groups"] and not peer["dropped"] for peer in rounds)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import time
 
 from limits import RateLimitItemPerMinute
 from limits.storage import MemoryStorage
@@ -17,7 +19,6 @@ POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-_RETRY_SECONDS = 60
 
 
 class Guarded:
@@ -44,18 +45,20 @@ class Guarded:
             await send(message)
 
         client = scope.get("client")
-        if self._limit is not None and not self._limiter.hit(self._limit, caller(client and client[0])):
-            await _refuse(send_with_headers)
+        who = caller(client and client[0])
+        if self._limit is not None and not self._limiter.hit(self._limit, who):
+            resets_at, _ = self._limiter.get_window_stats(self._limit, who)
+            await _refuse(send_with_headers, max(1, math.ceil(resets_at - time.time())))
             return
         await self._app(scope, receive, send_with_headers)
 
 
-async def _refuse(send: Send) -> None:
-    body = json.dumps({"detail": "too many requests: ask again in a minute"}).encode()
+async def _refuse(send: Send, seconds: int) -> None:
+    body = json.dumps({"detail": f"too many requests: ask again in {seconds} s"}).encode()
     headers = [
         (b"content-type", b"application/json"),
         (b"content-length", str(len(body)).encode()),
-        (b"retry-after", str(_RETRY_SECONDS).encode()),
+        (b"retry-after", str(seconds).encode()),
         (b"access-control-allow-origin", b"*"),
     ]
     await send({"type": "http.response.start", "status": 429, "headers": headers})

@@ -31,6 +31,7 @@ CREATE TABLE reports (
 );
 CREATE INDEX reports_by_peer ON reports (peer, round);
 CREATE INDEX reports_by_round ON reports (round);
+CREATE INDEX late_reports ON reports (round) WHERE late;
 CREATE TABLE bindings (
     seq INTEGER PRIMARY KEY, peer INTEGER NOT NULL, successor INTEGER, account TEXT NOT NULL,
     tx BLOB NOT NULL, block INTEGER NOT NULL
@@ -147,11 +148,12 @@ class Index(IndexReader):
             self._sum_up(number - 1)
 
     def rank(self, ranked: Iterable[tuple[bool, int, bytes]]) -> None:
-        """Say of (whether it counts, round, current key) whether reports are ranked."""
+        """Say of (whether it counts, round, a key of the peer's) whether reports are ranked."""
         with self._transaction():
             self._db.executemany(
                 "UPDATE reports SET ranked = ?1 WHERE round = ?2 AND peer IN "
-                "(SELECT id FROM peers WHERE current = ?3) AND ranked IS NOT ?1",
+                "(SELECT id FROM peers WHERE current = (SELECT current FROM peers WHERE id = ?3)) "
+                "AND ranked IS NOT ?1",
                 [(value, number, self._ids.get(key)) for value, number, key in ranked],
             )
 
@@ -230,4 +232,7 @@ class _Transaction:
         self._db.execute("BEGIN IMMEDIATE")
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
-        self._db.execute("COMMIT" if kind is None else "ROLLBACK")
+        if kind is None:
+            self._db.execute("COMMIT")
+        elif self._db.in_transaction:  # on a full disk SQLite has rolled back by itself
+            self._db.execute("ROLLBACK")

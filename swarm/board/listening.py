@@ -8,7 +8,7 @@ memory, at once.
 from __future__ import annotations
 
 import logging
-import tempfile
+import shutil
 import threading
 import time
 from collections import Counter
@@ -86,6 +86,7 @@ class Listening:
         current: Current,
         bootnodes: Callable[[], Sequence[str]],
         registered: Registered = lambda peer: None,
+        folder: Path,
         own_peer: bytes | None = None,
         initial_peers: Sequence[str] = (),
         reach: Reach = Reach(listen=(LOOPBACK_LISTEN,)),  # noqa: B008 - frozen
@@ -96,6 +97,7 @@ class Listening:
             now: the ledger's time, Unix seconds. Like all that is called here it must answer from memory.
             bootnodes: the ledger's, asked again and again while no peer is known.
             registered: whose announcements count.
+            folder: its own, for what it fetches; made anew at the start, and gone at the end.
             own_peer: whose cell is the default one; without it, that is cell 0.
             initial_peers: other addresses at which there may be peers.
         """
@@ -108,6 +110,7 @@ class Listening:
         self._own_peer = own_peer
         self._initial_peers = tuple(initial_peers)
         self._reach = reach
+        self._folder = folder
         self._listeners: list[OnChange] = []
         self._lock = threading.Lock()  # around what `conversation` reads
         self._draw: tuple[int, Draw] | None = None  # of the round that is followed
@@ -221,8 +224,11 @@ class Listening:
         self._cells = {}
         with ExitStack() as stack:
             self._tasks = tasks = stack.enter_context(open_tasks(self._manifest))
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="swarm-board-"))
-            self._exchange = exchange = self._make_exchange(Path(folder))
+            # A new key each time, and nothing of the last life, which may have been killed.
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder.mkdir(parents=True, mode=0o700)
+            stack.callback(shutil.rmtree, self._folder, ignore_errors=True)
+            self._exchange = exchange = self._make_exchange(self._folder)
             if self._stopping:
                 return
             stack.callback(self._end_exchange)

@@ -140,12 +140,12 @@ def serve_metrics(place: tuple[str, int], watched: Watched) -> MetricsServer | N
     shown = f"[{host}]" if ":" in host else host
     try:
         server = MetricsServer(host, port, watched)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
         log.warning(
             "no metrics at %s:%d error=%r: join with --metrics HOST:PORT to have them elsewhere, or off",
             shown,
             port,
-            error.strerror or str(error),
+            str(error),
         )
         return None
     log.info("metrics url=http://%s:%d/metrics", shown, server.port)

@@ -143,7 +143,8 @@ class Report(Answer):
     state_before: str
     state_after: str
     follows: bool | None
-    """Whether it begins with the state that the report before it left; None: it is the first."""
+    """Whether it begins with the state that the peer's report before it left; None: it is the first, or this
+    was not looked at (in the list of a round)."""
     tx: str
     block: int
 

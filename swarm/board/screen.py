@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from bisect import bisect_left
+from functools import partial
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -64,11 +66,19 @@ def screen(status: PeerStatus, rounds: int, console: Console) -> RenderableType:
         return _title(status)
     swarm = status.swarms[-1]
     vitals = vitals_table(swarm, status.running, time.time())
+
+    def with_rows(count: int, rows: int) -> Group:
+        return Group(_title(status), vitals, *_tables(swarm, rows, SHORT_TX)[:count])
+
+    def is_too_high(count: int, rows: int) -> bool:
+        return len(console.render_lines(with_rows(count, rows))) >= console.height
+
+    least, most = min(rounds, LEAST_ROWS), min(rounds, console.height)
     for count in range(len(_tables(swarm, rounds)), 0, -1):
-        for rows in range(min(rounds, console.height), min(rounds, LEAST_ROWS) - 1, -1):
-            shown = Group(_title(status), vitals, *_tables(swarm, rows, SHORT_TX)[:count])
-            if len(console.render_lines(shown)) < console.height:
-                return shown
+        # The first number of rows that is too many; rendering takes milliseconds, so not one after the other.
+        over = bisect_left(range(least, most + 1), True, key=partial(is_too_high, count))
+        if over > 0:
+            return with_rows(count, least + over - 1)
     return Group(_title(status), vitals)
 
 

@@ -10,8 +10,10 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 
 import uvicorn
+from fastapi import FastAPI
 from filelock import FileLock, Timeout
 
 from identity import Identity, IdentityError, peer_digest
@@ -30,7 +32,7 @@ from swarm.settings import Settings
 
 log = logging.getLogger("swarm.board")
 
-INDEX_FILE, LOCK_FILE = "board.sqlite", "board.lock"
+INDEX_FILE, LOCK_FILE, LISTENER_FOLDER = "board.sqlite", "board.lock", "board-listener"
 STOP_SECONDS = 1  # for answers under way
 
 
@@ -42,7 +44,7 @@ class Options:
     host: str
     port: int  # 0: any free one
     per_minute: int  # requests of one caller; 0: any number
-    pins: tuple[str, ...]  # ids of peers that are the user's too
+    pins: tuple[str, ...]  # ids of peers that everybody sees on top
     public_line: str | None  # the join line that the page shows
 
 
@@ -53,48 +55,68 @@ def run_board(options: Options, ledger: LedgerClient, say: Callable[[str], None]
     """
     settings = Settings(home=options.home)
     folder = settings.swarm_dir(ledger.swarm_id, ledger.address, ledger.genesis)
-    own = _own_peers(settings, options.pins, folder)
+    own, pins = _own_peers(settings, folder), [_peer_of(pin) for pin in options.pins]
     with ExitStack() as stack:
         stack.enter_context(_hold(folder))
         listener = stack.enter_context(_listen(options.host, options.port))
         Index(folder / INDEX_FILE).close()  # whether it can be used is said here
         facts = view.swarm_facts(ledger, options.public_line)
         indexer = Indexer(ledger.another(), folder / INDEX_FILE)
+        known = indexer.known
         listening = Listening(
-            indexer.manifest,
+            known.manifest,
             ledger.genesis,
-            now=indexer.now,
-            current=indexer.draw,
-            bootnodes=indexer.bootnodes,
-            registered=indexer.registered,
-            own_peer=next(iter(own), None),
+            now=lambda: known.clock(),  # it may be another one later
+            current=known.draw,
+            bootnodes=lambda: known.bootnodes,
+            registered=known.registered,
+            own_peer=next(iter([*own, *pins]), None),
             initial_peers=AddressBook(folder / ADDRESSES_FILE).multiaddrs(BOOK_DIALS),
+            folder=folder / LISTENER_FOLDER,
         )
-        source = Source(indexer, folder / INDEX_FILE, facts, listening, own)
+        source = Source(indexer, folder / INDEX_FILE, facts, listening, own, pins)
         listening.on_change(source.news.tell_gossip)
         indexer.start()
         stack.callback(indexer.stop)
         listening.start()
         stack.callback(listening.stop)
         say(f"board at {url_of(*listener.getsockname()[:2])}")
-        _serve(make_app(source, options.per_minute), listener)
+        _serve(make_app(source, options.per_minute), listener, source, indexer)
         indexer.check()
 
 
-def _serve(app: object, listener: socket.socket) -> None:
+class _Server(uvicorn.Server):
+    """Ends its streams when it is told to stop, and stops when the indexer has failed."""
+
+    def __init__(self, config: uvicorn.Config, source: Source, indexer: Indexer) -> None:
+        super().__init__(config)
+        self._source, self._indexer = source, indexer
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Called for SIGINT and SIGTERM, in the main thread between two instructions of the loop."""
+        self._source.news.is_over = True
+        self._source.news.tell()
+        super().handle_exit(sig, frame)
+
+    async def on_tick(self, counter: int) -> bool:
+        """Called ten times a second; whether to stop."""
+        return self._indexer.has_failed or await super().on_tick(counter)
+
+
+def _serve(app: FastAPI, listener: socket.socket, source: Source, indexer: Indexer) -> None:
     config = uvicorn.Config(
-        app,  # type: ignore[arg-type]
+        app,
         http="httptools",
         loop="asyncio",
         access_log=False,
         log_config=None,
         server_header=False,
+        proxy_headers=False,  # what a stranger writes there is not where it comes from
         timeout_graceful_shutdown=STOP_SECONDS,
         limit_concurrency=1024,
-        h11_max_incomplete_event_size=64 * 1024,
     )
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
-    asyncio.run(uvicorn.Server(config).serve(sockets=[listener]))
+    asyncio.run(_Server(config, source, indexer).serve(sockets=[listener]))
 
 
 @contextmanager
@@ -129,14 +151,15 @@ def _listen(host: str, port: int) -> Iterator[socket.socket]:
         yield listener
 
 
-def _own_peers(settings: Settings, pins: tuple[str, ...], folder: Path) -> dict[bytes, Path | None]:
-    """The user's peers, each with its record of itself if it lives here."""
-    own: dict[bytes, Path | None] = {}
-    if settings.identity_path.exists():
-        own[Identity.load(settings.identity_path).peer] = folder / "state.sqlite"
-    for pin in pins:
-        try:
-            own.setdefault(peer_digest(pin), None)
-        except IdentityError as error:
-            raise UsageError(f"--pin: {error}") from error
-    return own
+def _own_peers(settings: Settings, folder: Path) -> dict[bytes, Path]:
+    """The peer that lives in this home, with its record of itself."""
+    if not settings.identity_path.exists():
+        return {}
+    return {Identity.load(settings.identity_path).peer: folder / "state.sqlite"}
+
+
+def _peer_of(pin: str) -> bytes:
+    try:
+        return peer_digest(pin)
+    except IdentityError as error:
+        raise UsageError(f"--pin: {error}") from error

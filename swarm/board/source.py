@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -10,7 +14,10 @@ from identity import IdentityError, peer_digest
 from swarm.board import schema, view
 from swarm.board.index_reader import IndexReader, Readers
 from swarm.board.indexer import Indexer
+from swarm.board.known import Known
 from swarm.board.view import Ranks
+
+MAX_STREAMS, MAX_STREAMS_OF_ONE = 256, 8  # at once, of all and of one caller
 
 
 class Overhears(Protocol):
@@ -26,8 +33,11 @@ class News:
     def __init__(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._waiting: set[asyncio.Event] = set()
-        self.gossip: tuple[int, int] | None = None  # (round, cell) heard last
-        self.heard = 0  # how often something was
+        self._streams = Counter[str]()  # by caller
+        self.is_over = False  # the streams are to end
+        # Of each cell that said something: when (in the order of all that was said), and in which round.
+        self.gossip: dict[int, tuple[int, int]] = {}
+        self._heard = itertools.count(1)
 
     def attach(self) -> None:
         """Called in the server's loop."""
@@ -41,27 +51,37 @@ class News:
         """There is something new."""
         loop = self._loop
         if loop is not None:
-            loop.call_soon_threadsafe(self._wake)
+            with suppress(RuntimeError):  # it was closed just now
+                loop.call_soon_threadsafe(self._wake)
 
     def tell_gossip(self, round_number: int, cell: int) -> None:
         """A cell said something."""
-        self.gossip, self.heard = (round_number, cell), self.heard + 1
+        said = {**self.gossip, cell: (next(self._heard), round_number)}
+        self.gossip = {one: (at, of) for one, (at, of) in said.items() if of >= round_number - 1}
         self.tell()
 
-    def event(self) -> asyncio.Event:
-        """Set whenever there is something new, until `forget`."""
+    def heard_since(self, at: int) -> tuple[int, list[tuple[int, int]]]:
+        """What was said after that: up to when it is, and (round, cell) of each cell that said something."""
+        said = self.gossip
+        newest = max((one for one, _ in said.values()), default=at)
+        return newest, [(of, cell) for cell, (one, of) in said.items() if one > at]
+
+    def has_room(self, who: str) -> bool:
+        """Whether a caller may open one more stream."""
+        return len(self._waiting) < MAX_STREAMS and self._streams[who] < MAX_STREAMS_OF_ONE
+
+    @contextmanager
+    def waiting(self, who: str) -> Iterator[asyncio.Event]:
+        """An event that is set whenever there is something new, for a stream of that caller."""
         event = asyncio.Event()
         self._waiting.add(event)
-        return event
-
-    def forget(self, event: asyncio.Event) -> None:
-        """Set it no more."""
-        self._waiting.discard(event)
-
-    @property
-    def streams(self) -> int:
-        """How many wait."""
-        return len(self._waiting)
+        self._streams[who] += 1
+        try:
+            yield event
+        finally:
+            self._waiting.discard(event)
+            self._streams[who] -= 1
+            self._streams += Counter()  # forgets those at 0
 
     def _wake(self) -> None:
         for event in self._waiting:
@@ -69,7 +89,11 @@ class News:
 
 
 class Source:
-    """All of it. `own`: the user's peers, each with its record of itself if it has one here."""
+    """All of it.
+
+    `own` are the user's peers that live here, each with its record of itself: shown to nobody else. `pins`
+    are those that everybody may see on top.
+    """
 
     def __init__(
         self,
@@ -77,12 +101,16 @@ class Source:
         index: Path,
         facts: schema.SwarmFacts,
         overhears: Overhears,
-        own: dict[bytes, Path | None],
+        own: Mapping[bytes, Path],
+        pins: Collection[bytes],
     ) -> None:
-        self.indexer = indexer
+        self.known: Known = indexer.known
         self.facts = facts
         self.overhears = overhears
-        self.own = own
+        self.pins = frozenset(pins)
+        self._own = own
+        self._marked = (frozenset[bytes](), frozenset[bytes]())
+        self._files: dict[bytes, Path] = {}
         self.news = News()
         self._readers = Readers(index)
         self._ranks = view.NO_RANKS
@@ -90,9 +118,20 @@ class Source:
 
     def refresh(self) -> None:
         """Make the leaderboard anew if anything changed; called by the indexer's thread."""
-        if self._ranks.version != self.indexer.version:
-            self._ranks = view.ranks(self.indexer, self.own)
+        if self._ranks.version != self.known.version:
+            self._ranks = view.ranks(self.known)
+            present = {peer: self.index.current_key(peer) or peer for peer in (*self.pins, *self._own)}
+            self._marked = frozenset(map(present.__getitem__, self.pins)), frozenset(present.values())
+            self._files = {present[peer]: file for peer, file in self._own.items()}
         self.news.tell()
+
+    def marked_for(self, is_user: bool) -> frozenset[bytes]:
+        """The present keys of the peers to mark: the pins, and for the user also those of his home."""
+        return self._marked[is_user]
+
+    def file_of(self, peer: bytes) -> Path | None:
+        """An own peer's record of itself."""
+        return self._files.get(peer)
 
     @property
     def ranks(self) -> Ranks:

@@ -161,7 +161,7 @@ def status_table(swarm: SwarmStatus, last: int, tx_chars: int | None = None) -> 
             "–" if answers is None else f"{answers:.2f}",
             f"{entry.reward_micros / MICROS:.3f}",
             "–" if speed is None else f"{speed:,.0f}",
-            escape(state if entry.error is None else f"{state}: {entry.error}"),
+            escape(plain(state if entry.error is None else f"{state}: {entry.error}")),
             (entry.tx or "")[:tx_chars],
         )
     return table

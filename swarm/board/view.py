@@ -1,15 +1,14 @@
-"""What the board answers, made from the index and the indexer: each function one kind of answer."""
+"""What the board answers, made from the index and from memory: each function one kind of answer."""
 
 from __future__ import annotations
 
 import contextlib
 import sqlite3
-import time
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from msgspec import Struct
@@ -17,7 +16,7 @@ from msgspec import Struct
 from identity import peer_id_text, peer_name
 from swarm.board import schema
 from swarm.board.index_reader import IndexReader, KeptReport, KeptRound
-from swarm.board.indexer import TREND_ROUNDS, Indexer
+from swarm.board.known import TREND_ROUNDS, Known
 from swarm.ledger.client import LedgerClient
 from swarm.manifest import MICROS
 from swarm.records import Records
@@ -98,70 +97,69 @@ def _public_url(url: str, chain_id: int) -> str:
     return url if bare else f"YOUR-RPC-URL-OF-CHAIN-{chain_id}"
 
 
-def pulse(indexer: Indexer) -> schema.Pulse:
+def pulse(known: Known) -> schema.Pulse:
     """The swarm right now."""
-    manifest, genesis, now = indexer.manifest, indexer.facts.genesis, indexer.now()
-    number = int((now - genesis) // manifest.round_seconds)
-    begins = genesis + number * manifest.round_seconds
-    stage, ends = "waiting", float(genesis)
+    manifest, now, number = known.manifest, known.clock(), known.current_round
+    begins = known.starts_at(number)
+    stage, ends = "waiting", float(known.facts.genesis)
     if number >= 0:
         times = [(one.name, one.ends_at) for one in manifest.stages] + [("learn", manifest.learn.ends_at)]
         fraction = (now - begins) / manifest.round_seconds
         stage, share = next(((name, end) for name, end in times if fraction < end), ("report", 1.0))
         ends = begins + share * manifest.round_seconds
-    drawn = indexer.draw()
-    alive, reported = indexer.alive(number)
-    with indexer.reading():
-        return schema.Pulse.model_construct(
-            at=now,
-            round=max(-1, number),
-            stage=stage,
-            stage_ends_at=ends,
-            round_ends_at=ends if number < 0 else float(begins + manifest.round_seconds),
-            alive=alive,
-            reported=reported,
-            cells=drawn[1].cells if drawn else 0,
-            peers=len(indexer.accounts),
-            ledger=indexer.state,
-            trouble=indexer.trouble,
-            block=indexer.block,
-            latest_block=indexer.latest_block,
-            standings_round=indexer.reputation.number if indexer.reputation else -1,
-            version=indexer.version,
-        )
+    drawn = known.draw()
+    alive, reported = known.alive(number)
+    return schema.Pulse.model_construct(
+        at=now,
+        round=max(-1, number),
+        stage=stage,
+        stage_ends_at=ends,
+        round_ends_at=ends if number < 0 else float(begins + manifest.round_seconds),
+        alive=alive,
+        reported=reported,
+        cells=drawn[1].cells if drawn else 0,
+        peers=len(known.accounts),
+        ledger=known.state,
+        trouble=known.trouble,
+        block=known.block,
+        latest_block=known.latest_block,
+        standings_round=known.standings_round,
+        version=known.version,
+    )
 
 
-def health(indexer: Indexer) -> schema.Health:
+def health(known: Known) -> schema.Health:
     """Whether the board works."""
-    with indexer.reading():
-        return schema.Health(
-            status=indexer.state,
-            behind_seconds=max(0.0, time.monotonic() - indexer.looked_at) if indexer.looked_at else -1.0,
-            version=version("swarm-rl"),
-        )
+    return schema.Health(status=known.state, behind_seconds=known.behind_seconds, version=version("swarm-rl"))
 
 
-def ranks(indexer: Indexer, own: Collection[bytes]) -> Ranks:
+def ranks(known: Known) -> Ranks:
     """Every peer's line."""
-    with indexer.reading():
-        number, round_number = indexer.version, indexer.reputation.number if indexer.reputation else -1
-        standings = indexer.reputation.standings() if indexer.reputation else []
-        accounts = dict(indexer.accounts)
-        current = int((indexer.now() - indexer.facts.genesis) // indexer.manifest.round_seconds)
-        shown = range(max(0, current - TREND_ROUNDS + 1), current + 1)
-        trends = {peer: [trend.get(one) for one in shown] for peer, trend in indexer.trends.items() if trend}
-        newest = {peer: max(trend) for peer, trend in indexer.trends.items() if trend}
-    nothing: list[int | None] = [None] * len(shown)
-    rows = [
-        _rank(standing, place, trends.get(standing.peer, nothing), newest.get(standing.peer), own)
-        for place, standing in enumerate(standings, 1)
-    ]
+    number, accounts, trends = known.version, known.accounts, known.trends()
+    with known.reputation() as reputation:
+        round_number = reputation.number if reputation else -1
+        standings = reputation.standings() if reputation else []
+    current = known.current_round
+    shown = range(max(0, current - TREND_ROUNDS + 1), current + 1)
     ranked = {standing.peer for standing in standings}
     rest = [peer for peer in accounts if peer not in ranked]
-    rows += [
-        _newcomer(peer, accounts[peer], trends.get(peer, nothing), newest.get(peer), own) for peer in rest
-    ]
     peers = [*(standing.peer for standing in standings), *rest]
+    lines = [_standing_line(standing, place) for place, standing in enumerate(standings, 1)]
+    lines += [_newcomer_line(accounts[peer]) for peer in rest]
+    rows = []
+    for peer, line in zip(peers, lines, strict=True):
+        text, name = _named(peer)
+        trend = trends.get(peer, {})
+        rows.append(
+            schema.Rank.model_construct(
+                peer=text,
+                name=name,
+                trend=[trend.get(one) for one in shown],
+                last_round=max(trend, default=None),
+                own=False,
+                **line,
+            )
+        )
     by_name: dict[str, bytes] = {}
     for peer, row in zip(peers, rows, strict=True):
         by_name.setdefault(row.name.lower(), peer)
@@ -177,82 +175,70 @@ def ranks(indexer: Indexer, own: Collection[bytes]) -> Ranks:
     )
 
 
-def _rank(
-    one: Standing, place: int, trend: list[int | None], newest: int | None, own: Collection[bytes]
-) -> schema.Rank:
-    peer, name = _named(one.peer)
-    return schema.Rank.model_construct(
-        rank=place,
-        peer=peer,
-        name=name,
-        account=one.account,
-        rounds=one.rounds,
-        ranked_rounds=one.ranked_rounds,
-        verified_reward=one.verified_micros,
-        claimed_reward=one.reward_micros,
-        score=one.score_micros,
-        value=one.value // MICROS**2,
-        audits_passed=one.audits_passed,
-        audits_failed=one.audits_failed,
-        eligible=one.is_eligible,
-        trend=trend,
-        last_round=newest,
-        own=one.peer in own,
-    )
+def _standing_line(one: Standing, place: int) -> dict[str, Any]:
+    return {
+        "rank": place,
+        "account": one.account,
+        "rounds": one.rounds,
+        "ranked_rounds": one.ranked_rounds,
+        "verified_reward": one.verified_micros,
+        "claimed_reward": one.reward_micros,
+        "score": one.score_micros,
+        "value": one.value // MICROS**2,
+        "audits_passed": one.audits_passed,
+        "audits_failed": one.audits_failed,
+        "eligible": one.is_eligible,
+    }
 
 
-def _newcomer(
-    peer: bytes, account: str, trend: list[int | None], newest: int | None, own: Collection[bytes]
-) -> schema.Rank:
-    """A peer of which no round that is over has a report."""
-    text, name = _named(peer)
-    return schema.Rank.model_construct(
-        rank=None,
-        peer=text,
-        name=name,
-        account=account,
-        rounds=0,
-        ranked_rounds=0,
-        verified_reward=0,
-        claimed_reward=0,
-        score=0,
-        value=0,
-        audits_passed=0,
-        audits_failed=0,
-        eligible=True,
-        trend=trend,
-        last_round=newest,
-        own=peer in own,
-    )
+def _newcomer_line(account: str) -> dict[str, Any]:
+    """Of a peer of which no round that is over has a report."""
+    counts = ("rounds", "ranked_rounds", "verified_reward", "claimed_reward", "score", "value")
+    nothing = dict.fromkeys((*counts, "audits_passed", "audits_failed"), 0)
+    return {"rank": None, "account": account, "eligible": True, **nothing}
 
 
-def leaderboard(ranks: Ranks, offset: int, limit: int) -> schema.Leaderboard:
-    """Peers that reported, by rank."""
-    rows = ranks.rows[offset : min(offset + limit, ranks.reported)]
-    return schema.Leaderboard.model_construct(
-        round=ranks.round, total=ranks.reported, offset=offset, rows=rows
-    )
+def leaderboard(ranks: Ranks, own: Collection[bytes], offset: int, limit: int) -> schema.Leaderboard:
+    """Peers that reported, by rank. `own`: which are marked as the user's; as below."""
+    return _page(ranks, own, range(ranks.reported), offset, limit)
 
 
-def search(ranks: Ranks, words: str, offset: int, limit: int) -> schema.Leaderboard:
+def search(ranks: Ranks, own: Collection[bytes], words: str, offset: int, limit: int) -> schema.Leaderboard:
     """All peers whose name, id or account has these words."""
     wanted = words.lower().split()
-    found = [
-        row for row, text in zip(ranks.rows, ranks.words, strict=True) if all(word in text for word in wanted)
-    ]
-    return schema.Leaderboard.model_construct(
-        round=ranks.round, total=len(found), offset=offset, rows=found[offset : offset + limit]
-    )
+    found = [place for place, text in enumerate(ranks.words) if all(word in text for word in wanted)]
+    return _page(ranks, own, found, offset, limit)
 
 
-def these(ranks: Ranks, peers: Iterable[bytes]) -> schema.Leaderboard:
+def these(ranks: Ranks, own: Collection[bytes], peers: Iterable[bytes]) -> schema.Leaderboard:
     """Just these peers, by rank."""
-    rows = [ranks.rows[place] for place in sorted(ranks.place[peer] for peer in peers if peer in ranks.place)]
-    return schema.Leaderboard.model_construct(round=ranks.round, total=len(rows), offset=0, rows=rows)
+    found = sorted(ranks.place[peer] for peer in peers if peer in ranks.place)
+    return _page(ranks, own, found, 0, len(found))
+
+
+def line_of(ranks: Ranks, own: Collection[bytes], peer: bytes) -> schema.Rank:
+    """One peer's."""
+    row = ranks.rows[ranks.place[peer]]
+    return row.model_copy(update={"own": True}) if peer in own else row
+
+
+def _page(
+    ranks: Ranks, own: Collection[bytes], places: Sequence[int], offset: int, limit: int
+) -> schema.Leaderboard:
+    marked = {ranks.place[peer] for peer in own if peer in ranks.place}
+    return schema.Leaderboard.model_construct(
+        round=ranks.round,
+        total=len(places),
+        offset=offset,
+        rows=[
+            ranks.rows[place].model_copy(update={"own": True}) if place in marked else ranks.rows[place]
+            for place in places[offset : offset + limit]
+        ],
+    )
 
 
 def reports(
-    index: IndexReader, indexer: Indexer, found: list[KeptReport], limit: int, *, are_one_peers: bool
+    index: IndexReader, known: Known, found: list[KeptReport], limit: int, *, are_one_peers: bool
 ) -> list[schema.Report]:
     """The first `limit` reports as they are shown; one more, if there is one, tells what the last follows."""
     shown = found[:limit]
@@ -265,7 +251,7 @@ def reports(
             schema.Report(
                 peer=_named(report.peer)[0],
                 round=report.round,
-                at=indexer.facts.genesis + report.round * indexer.manifest.round_seconds,
+                at=known.starts_at(report.round),
                 reward=report.reward_micros,
                 groups=report.groups,
                 late=report.late,
@@ -318,11 +304,11 @@ def _verdict(settled: Settled) -> schema.Verdict:
 
 
 def peer_page(
-    index: IndexReader, indexer: Indexer, rank: schema.Rank, peer: bytes, state_file: Path | None
+    index: IndexReader, known: Known, rank: schema.Rank, peer: bytes, state_file: Path | None
 ) -> schema.PeerPage:
     """One peer. `state_file`: an own peer's record of itself."""
-    with indexer.reading():
-        standing = indexer.reputation.standing(peer) if indexer.reputation else None
+    with known.reputation() as reputation:
+        standing = reputation.standing(peer) if reputation else None
     return schema.PeerPage(
         rank=rank,
         age=standing.age if standing else 0,
@@ -349,17 +335,15 @@ def _doing(state_file: Path) -> str:
     return ""
 
 
-def rounds(
-    index: IndexReader, indexer: Indexer, found: list[KeptRound], next_page: int | None
-) -> schema.Rounds:
+def rounds(index: IndexReader, known: Known, found: list[KeptRound], next_page: int | None) -> schema.Rounds:
     """Rounds as they are shown, newest first."""
     late = index.late_counts(found[-1].number, found[0].number) if found else {}
     return schema.Rounds(
         rounds=[
             schema.Round(
                 round=one.number,
-                began_at=indexer.facts.genesis + one.number * indexer.manifest.round_seconds,
-                beacon=one.first.hash.hex() if _is_inside(indexer, one) else "",
+                began_at=known.starts_at(one.number),
+                beacon=one.first.hash.hex() if one.first.timestamp < known.starts_at(one.number + 1) else "",
                 block=one.first.number,
                 reports=index.on_time(one.number) if one.reports is None else one.reports,
                 late=late.get(one.number, 0),
@@ -370,10 +354,6 @@ def rounds(
         ],
         next=next_page,
     )
-
-
-def _is_inside(indexer: Indexer, one: KeptRound) -> bool:
-    return one.first.timestamp < indexer.facts.genesis + (one.number + 1) * indexer.manifest.round_seconds
 
 
 def curve(found: list[KeptRound], points: int) -> schema.Curve:

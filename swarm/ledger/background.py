@@ -24,6 +24,11 @@ class Background:
             self._thread.join(seconds)
         return not self._thread.is_alive()
 
+    @property
+    def has_failed(self) -> bool:
+        """Whether `check` would raise."""
+        return self._failure is not None
+
     def check(self) -> None:
         """Raise what ended the thread, if something did."""
         if self._failure is not None:

@@ -25,23 +25,23 @@ class EventReader:
         """The last block of the next question, if there are blocks up to `last`."""
         return min(last, self.next + self._blocks - 1)
 
-    def read(self, last: int) -> list[Logged]:
-        """The events of the next blocks, up to `last` at most, by one question that the server answers.
+    def read(self, last: int) -> list[Logged] | None:
+        """The events of the next blocks, up to `end(last)`, by one question.
 
-        `LedgerError` if it does not even answer for one block; the next call goes on where this one was.
+        None if the server refused: then less is asked for the next time. `LedgerError` if it is away, or does
+        not even answer for one block; the next call goes on where this one was.
         """
-        while True:
-            end = self.end(last)
-            try:
-                found = self._ledger.events(self.next, end)
-            except LedgerError as error:
-                is_last = end == self.next
-                self._blocks, self._answers = max(1, (end + 1 - self.next) // 2), 0
-                if is_last or isinstance(error, LedgerUnavailable):
-                    raise
-                continue
-            self.next = end + 1
-            self._answers += 1
-            if self._answers == ANSWERS_TO_GROW:
-                self._blocks, self._answers = min(2 * self._blocks, LOG_BLOCKS), 0
-            return found
+        end = self.end(last)
+        try:
+            found = self._ledger.events(self.next, end)
+        except LedgerError as error:
+            is_last = end == self.next
+            self._blocks, self._answers = max(1, (end + 1 - self.next) // 2), 0
+            if is_last or isinstance(error, LedgerUnavailable):
+                raise
+            return None
+        self.next = end + 1
+        self._answers += 1
+        if self._answers == ANSWERS_TO_GROW:
+            self._blocks, self._answers = min(2 * self._blocks, LOG_BLOCKS), 0
+        return found

@@ -82,7 +82,7 @@ class History:
         while (first := self._reader.next) < end:
             if self._latest < first + LOG_BLOCKS:
                 self._latest = ledger.rpc.block(None).number
-            self._read.extend(self._reader.read(max(end - 1, self._latest - REORG_BLOCKS)))
+            self._read.extend(self._reader.read(max(end - 1, self._latest - REORG_BLOCKS)) or ())
 
 
 def dated(event: Logged, clock_round: int) -> Event:

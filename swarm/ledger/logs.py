@@ -67,6 +67,8 @@ def decode_logs(found: Any, first: int, last: int) -> list[Logged]:
 def _reported(log: RawLog, block: int) -> Reported:
     _, peer, number = log.topics
     data = bytes.fromhex(log.data[2:])
+    if len(data) < _REPORTED.size:
+        raise ValueError("a report that is cut off")
     commitment, before, after, groups, reward, late, place, size = _REPORTED.unpack_from(data)
     round_number = int(number, 16)
     end = _REPORTED.size + size

@@ -17,6 +17,8 @@ from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import response_schema_conformance, status_code_conformance
 
+from identity import Identity, peer_id_text
+
 PEERS, ROUNDS = 300, 4
 CHECKS = [not_a_server_error, response_schema_conformance, status_code_conformance]
 
@@ -159,14 +161,6 @@ def test_events_begin_with_the_pulse_and_go_on(board):
     assert pulses[0]["round"] == ROUNDS and pulses[1]["at"] > pulses[0]["at"]
 
 
-def test_who_asks_too_often_is_told_when_to_come_back(line, tmp_path):
-    with boarding(line, tmp_path, "--per-minute", "5") as board:
-        answers = [board.get("/health") for _ in range(12)]  # a new minute may begin in between
-        assert answers[0].status_code == 200
-        refused = next(answer for answer in answers if answer.status_code == 429)
-        assert int(refused.headers["Retry-After"]) > 0 and "too many" in refused.json()["detail"]
-
-
 def test_a_key_in_the_rpc_url_is_not_shown(line, tmp_path):
     with boarding(f"{line}/v3/SECRET", tmp_path) as board:
         shown = board.get("/swarm").text
@@ -214,3 +208,54 @@ def test_a_swarm_that_has_not_begun_has_an_empty_board(tmp_path):
         assert board.get("/leaderboard").json()["rows"] == []
         assert board.get("/gossip").json()["round"] == -1
         assert board.get("/curve").json()["points"] == []
+
+
+def test_only_the_user_is_told_which_peers_are_his(tmp_path):
+    identity = Identity.create(tmp_path / "swarm.pem")
+    with synthetic(30, 2) as (ledger, line):
+        ledger.peers[7] = identity.peer  # as if the user's were one of them
+        pin = peer_id_text(ledger.peers[8])
+        with boarding(line, tmp_path, "--pin", pin) as board:
+            board.wait_until(lambda: board.pulse()["standings_round"] >= 2 and board.pulse()["version"])
+            place = board.url.removeprefix("http://")
+
+            def marked(**headers):
+                rows = board.get("/leaderboard", headers=headers).json()["rows"]
+                marked = {row["peer"] for row in rows if row["own"]}
+                asked = board.get("/peers?own=true", headers=headers).json()["rows"]
+                assert marked == {row["peer"] for row in asked}
+                return marked
+
+            assert marked() == marked(Origin=board.url) == {pin, identity.peer_id}
+            assert marked(Host="localhost") == {pin, identity.peer_id}
+            assert marked(Origin="https://example.org") == marked(Origin="null") == {pin}
+            assert marked(Host="board.example.org") == marked(Host=f"evil.example:{place[-5:]}") == {pin}
+
+
+def test_one_caller_gets_a_few_streams_and_has_them_back(board):
+    streams = [board.get("/events", stream=True) for _ in range(9)]
+    assert [stream.status_code for stream in streams] == [200] * 8 + [503]
+    for stream in streams:
+        stream.close()
+    board.wait_until(lambda: _opens(board))
+
+
+def _opens(board):
+    with board.get("/events", stream=True) as stream:
+        return stream.status_code == 200
+
+
+def test_who_asks_too_often_is_told_when_to_come_back_whoever_he_says_he_is(line, tmp_path):
+    with boarding(line, tmp_path, "--per-minute", "5") as board:
+        # A new minute may begin in between.
+        answers = [board.get("/health", headers={"X-Forwarded-For": f"10.0.0.{n}"}) for n in range(12)]
+        assert answers[0].status_code == 200
+        refused = next(answer for answer in answers if answer.status_code == 429)
+        assert 0 < int(refused.headers["Retry-After"]) <= 60 and "too many" in refused.json()["detail"]
+
+
+def test_interrupt_ends_the_streams_without_a_word(line, tmp_path):
+    with boarding(line, tmp_path) as board, board.get("/events", stream=True) as stream:
+        assert next(stream.iter_lines(decode_unicode=True)) == "event: pulse"
+        assert board.stop() == 130
+    assert "Traceback" not in board.log and "ASGI" not in board.log

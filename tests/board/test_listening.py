@@ -157,13 +157,14 @@ def swarm(identities: list[Identity], tmp_path: Path) -> Iterator[Swarm]:
 
 
 @pytest.fixture
-def listen(swarm: Swarm) -> Iterator[Callable[..., Listening]]:
+def listen(swarm: Swarm, tmp_path: Path) -> Iterator[Callable[..., Listening]]:
     """Starts a listening; after its stop nothing of it may be left."""
     before = processes()
     started: list[Listening] = []
 
     def make(manifest: Manifest = MANIFEST, on_change=None, **options) -> Listening:
         given = {"now": swarm.now, "current": swarm.current, "bootnodes": swarm.bootnodes} | options
+        given.setdefault("folder", tmp_path / f"listener{len(started)}")
         one = Listening(manifest, swarm.genesis, **given)
         if on_change is not None:
             one.on_change(on_change)
@@ -308,7 +309,7 @@ def test_task_that_cannot_run_here_is_said(swarm, listen):
     assert "\n" not in listening.conversation().trouble
 
 
-def test_sandbox_that_fails_is_tried_again(swarm, listen, monkeypatch):
+def test_sandbox_that_fails_is_tried_again(swarm, listen, tmp_path, monkeypatch):
     swarm.join()
     swarm.say(0, "answer", group("1", "2"))
     opened, real = [], module.open_tasks
@@ -328,7 +329,12 @@ def test_sandbox_that_fails_is_tried_again(swarm, listen, monkeypatch):
         told.set()
 
     listening = Listening(
-        MANIFEST, swarm.genesis, now=swarm.now, current=swarm.current, bootnodes=swarm.bootnodes
+        MANIFEST,
+        swarm.genesis,
+        now=swarm.now,
+        current=swarm.current,
+        bootnodes=swarm.bootnodes,
+        folder=tmp_path / "listener",
     )
     listening.on_change(changed)
     listening.start()

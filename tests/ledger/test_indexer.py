@@ -1,11 +1,12 @@
 """The board's index against a real chain: complete, resumable, and true when the chain changes its mind."""
 
+import sqlite3
 import time
 from contextlib import contextmanager
 
 import pytest
 from ledger_cast import make_report
-from test_registry import Server, refuses_as_invalid, refuses_as_limit, refuses_by_status
+from test_registry import Server, answers_logs, refuses_as_invalid, refuses_as_limit, refuses_by_status
 
 from swarm.board import indexer as indexer_module
 from swarm.board.index import Index
@@ -75,7 +76,8 @@ def wait_until(condition, indexer):
     deadline = time.monotonic() + SECONDS
     while not condition():
         indexer.check()
-        assert time.monotonic() < deadline, (indexer.state, indexer.trouble, indexer.block)
+        known = indexer.known
+        assert time.monotonic() < deadline, (known.state, known.trouble, known.block)
         time.sleep(0.02)
 
 
@@ -83,7 +85,13 @@ def catch_up(indexer, chain):
     """Wait until everything on the chain is in the index."""
     chain.settle()
     head = int(chain.devnet.call("eth_blockNumber"), 16)
-    wait_until(lambda: indexer.state == "ok" and indexer.block == head == indexer.latest_block, indexer)
+    known = indexer.known
+    wait_until(lambda: known.state == "ok" and known.block == head == known.latest_block, indexer)
+
+
+def standings(indexer):
+    with indexer.known.reputation() as reputation:
+        return reputation.standings()
 
 
 def rows(path):
@@ -117,10 +125,8 @@ def test_all_of_it_is_what_the_ledger_says(ledger, chain, account, report, ident
     first, second, third = identities
     with indexing(ledger, path) as indexer:
         catch_up(indexer, chain)
-        with indexer.reading():
-            standings = indexer.reputation.standings()
-        assert standings == read_history(ledger, print)[0].standings()
-        assert indexer.accounts == {
+        assert standings(indexer) == read_history(ledger, print)[0].standings()
+        assert indexer.known.accounts == {
             first.peer: ledger.account_of(first.peer),
             third.peer: ledger.account_of(third.peer),
         }
@@ -147,16 +153,16 @@ def test_a_restart_reads_only_what_is_new(ledger, chain, account, report, identi
     play_three_rounds(ledger, chain, account, report, identities)
     with indexing(ledger, path, server.url) as indexer:
         catch_up(indexer, chain)
-        before = indexer.reputation.standings()
-        block = indexer.block
+        before = standings(indexer)
+        block = indexer.known.block
     server.begin()
     with indexing(ledger, path, server.url) as indexer:
         catch_up(indexer, chain)
-        assert indexer.reputation.standings() == before
+        assert standings(indexer) == before
         report(identities[2], 4)
         chain.enter(ledger, 5)
         catch_up(indexer, chain)
-        assert indexer.reputation.standings() == read_history(ledger, print)[0].standings()
+        assert standings(indexer) == read_history(ledger, print)[0].standings()
     assert min(first for first, _ in server.ranges) == block + 1
     assert [kept for kept, _ in rows(path)] == ledger.reports()
 
@@ -186,7 +192,7 @@ def test_what_the_chain_takes_back_is_forgotten(ledger, chain, account, report, 
         report(second, 1)
         chain.enter(ledger, 2)
         catch_up(indexer, chain)
-        assert len(rows(path)) == 3 and second.peer in indexer.accounts
+        assert len(rows(path)) == 3 and second.peer in indexer.known.accounts
         assert chain.devnet.call("evm_revert", snapshot)
         chain.enter(ledger, 1, offset=5)
         LedgerAccount(ledger.another(), chain.funded_account(), path.parent / "other").register(identities[2])
@@ -195,9 +201,9 @@ def test_what_the_chain_takes_back_is_forgotten(ledger, chain, account, report, 
         chain.enter(ledger, 2, offset=7)
         catch_up(indexer, chain)
         fresh = read_history(LedgerClient(ledger.rpc_url, ledger.address), print)[0]
-        assert indexer.reputation.standings() == fresh.standings()
-        assert second.peer not in indexer.accounts and identities[2].peer in indexer.accounts
-        assert indexer.trends[first.peer] == {0: 1_500_000}
+        assert standings(indexer) == fresh.standings()
+        assert second.peer not in indexer.known.accounts and identities[2].peer in indexer.known.accounts
+        assert indexer.known.trends()[first.peer] == {0: 1_500_000}
         with IndexReaderAt(path) as index:
             found = {one.number: one.first.hash for one in index.rounds(2**62, -1)}
         fresh_client = LedgerClient(ledger.rpc_url, ledger.address)
@@ -214,7 +220,7 @@ def test_a_server_that_lags_is_waited_for(ledger, chain, account, report, identi
         block, _ = index.checkpoint()
         index.add([], indexer_module.Block(block + 5, 0, b"\1" * 32))
     with indexing(ledger, path, server.url) as indexer:
-        wait_until(lambda: indexer.state == "away" and "latest block" in indexer.trouble, indexer)
+        wait_until(lambda: indexer.known.state == "away" and "latest block" in indexer.known.trouble, indexer)
         assert len(rows(path)) == 1
         for _ in range(7):
             chain.devnet.call("evm_mine")
@@ -236,12 +242,128 @@ def test_a_ledger_that_is_away_is_said_and_caught_up_with(
     with indexing(ledger, path, server.url) as indexer:
         catch_up(indexer, chain)
         server.choose = lambda body: refuses_by_status
-        wait_until(lambda: indexer.state == "away" and "HTTP 413" in indexer.trouble, indexer)
+        wait_until(lambda: indexer.known.state == "away" and "HTTP 413" in indexer.known.trouble, indexer)
         report(identities[0], 0)
         server.begin()
         catch_up(indexer, chain)
-        assert indexer.trouble == ""
+        assert indexer.known.trouble == ""
     assert len(rows(path)) == 1
+
+
+def test_taking_back_is_a_change_and_the_draw_stays_true(ledger, chain, account, report, identities, path):
+    first, _, _ = identities
+    account.register(first)
+    chain.enter(ledger, 1)
+    with indexing(ledger, path) as indexer:
+        catch_up(indexer, chain)
+        drawn = indexer.known.draw()
+        snapshot = chain.devnet.call("evm_snapshot")
+        report(first, 1)
+        catch_up(indexer, chain)
+        version = indexer.known.version
+        assert indexer.known.trends() == {first.peer: {1: 1_500_000}}
+        assert chain.devnet.call("evm_revert", snapshot)
+        for _ in range(8):
+            chain.devnet.call("evm_mine")
+        catch_up(indexer, chain)
+        assert indexer.known.trends() == {} and rows(path) == []
+        assert indexer.known.version > version and indexer.known.draw() == drawn
+
+
+def test_a_round_begins_with_another_block_after_a_reorganization(ledger, chain, account, identities, path):
+    account.register(identities[0])
+    with indexing(ledger, path) as indexer:
+        catch_up(indexer, chain)
+        snapshot = chain.devnet.call("evm_snapshot")
+        chain.enter(ledger, 1)
+        catch_up(indexer, chain)
+        _, before = indexer.known.draw()
+        assert chain.devnet.call("evm_revert", snapshot)
+        for _ in range(3):
+            chain.devnet.call("evm_mine")
+        chain.enter(ledger, 1, offset=3)
+        catch_up(indexer, chain)
+        _, after = indexer.known.draw()
+        fresh = LedgerClient(ledger.rpc_url, ledger.address)
+        assert after.beacon == fresh.beacon(1) != before.beacon
+
+
+def test_reports_of_a_key_that_was_rotated_are_ranked(ledger, chain, account, report, identities, path):
+    first, second, _ = identities
+    account.register(first)
+    report(first, 0)
+    account.rotate(first, second)
+    chain.settle()
+    with indexing(ledger, path) as indexer:
+        catch_up(indexer, chain)
+        assert [ranked for _, ranked in rows(path)] == [None]
+        chain.enter(ledger, 1)
+        catch_up(indexer, chain)
+        assert [ranked for _, ranked in rows(path)] == [True]
+
+
+def logged_reports(ledger, chain):
+    query = {"address": ledger.address, "fromBlock": hex(0), "toBlock": "latest"}
+    return [entry for entry in chain.devnet.call("eth_getLogs", query) if len(entry["data"]) == 2 + 2 * 256]
+
+
+def test_a_server_that_contradicts_itself_is_read_again_and_nothing_is_there_twice(
+    ledger, chain, account, report, identities, path, server
+):
+    account.register(identities[0])
+    report(identities[0], 0)
+    chain.enter(ledger, 1)
+    report(identities[0], 1)
+    first, second = logged_reports(ledger, chain)
+    lie = {**second, "blockNumber": first["blockNumber"], "logIndex": "0x99"}
+    server.choose = lambda body: answers_logs([first, lie]) if b"eth_getLogs" in body else None
+    with indexing(ledger, path, server.url) as indexer:
+        wait_until(lambda: "round 1 is in a block of round 0" in indexer.known.trouble, indexer)
+        server.begin()
+        catch_up(indexer, chain)
+        assert standings(indexer) == read_history(ledger, print)[0].standings()
+    assert [kept for kept, _ in rows(path)] == ledger.reports()
+
+
+@pytest.mark.parametrize("data", ["0x", "0x" + "00" * 255, "0x" + "00" * 300, "0xzz"])
+def test_a_report_that_is_cut_off_is_an_error_of_the_ledger(
+    ledger, chain, account, report, identities, path, server, data
+):
+    account.register(identities[0])
+    report(identities[0], 0)
+    (logged,) = logged_reports(ledger, chain)
+    server.choose = lambda body: answers_logs([{**logged, "data": data}]) if b"eth_getLogs" in body else None
+    with indexing(ledger, path, server.url) as indexer:
+        wait_until(lambda: indexer.known.state == "away" and "nonsense" in indexer.known.trouble, indexer)
+        server.begin()
+        catch_up(indexer, chain)
+
+
+@pytest.mark.parametrize("method", ["add", "enter", "rank"])
+def test_a_disk_that_is_full_for_a_while_costs_nothing(
+    ledger, chain, account, report, identities, path, monkeypatch, method
+):
+    account.register(identities[0])
+    report(identities[0], 0)
+    with indexing(ledger, path) as indexer:
+        catch_up(indexer, chain)
+        works, failures = getattr(Index, method), []
+
+        def fails_twice(self, *arguments):
+            if len(failures) < 2:
+                failures.append(1)
+                raise sqlite3.OperationalError("database or disk is full")
+            return works(self, *arguments)
+
+        monkeypatch.setattr(Index, method, fails_twice)
+        chain.enter(ledger, 1)
+        report(identities[0], 1)
+        chain.enter(ledger, 2)
+        wait_until(lambda: len(failures) == 2 and indexer.known.standings_round == 2, indexer)
+        catch_up(indexer, chain)
+        assert standings(indexer) == read_history(ledger, print)[0].standings()
+    first, second = ledger.reports()  # which does not begin where the first one ended
+    assert rows(path) == [(first, True), (second, False)]
 
 
 def test_an_index_of_another_swarm_or_version_is_begun_anew(ledger, chain, account, report, identities, path):

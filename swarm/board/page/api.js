@@ -3,7 +3,7 @@
 const BASE = "/api/v1";
 const TIMEOUT_MS = 15_000; // of one question
 const SILENT_MS = 20_000; // without an event: ask, for a dead connection may not show
-const MAX_WAIT_S = 30; // that a Retry-After is followed
+const MAX_WAIT_S = 60; // that a Retry-After is followed
 const RETRIES = 3;
 const RECONNECT_MS = [500, 1000, 2000, 4000, 8000];
 

@@ -34,7 +34,7 @@ function reportItem(report, who) {
     : el("a", { href: `#/round/${report.round}` }, `Round ${count(report.round)}`);
   return el(
     "li",
-    { class: `report ${kind}`, "data-round": report.round, "data-peer": report.peer },
+    { class: who ? "report" : `report ${kind}`, "data-round": report.round, "data-peer": report.peer },
     el(
       "div",
       { class: "report-head" },
@@ -53,7 +53,7 @@ function reportItem(report, who) {
       digest(report.state_before, "State before", short),
       el("span", { "aria-label": "becomes" }, " → "),
       digest(report.state_after, "State after", short),
-      el("span", { class: `link-word ${kind}` }, words),
+      who ? null : el("span", { class: `link-word ${kind}` }, words),
     ),
     el(
       "p",
