@@ -113,7 +113,7 @@ class Indexer:
             ledger.check_chain()
         self._latest = latest = ledger.rpc.block(None)
         ledger.observe(latest)
-        known.looked(latest.number)
+        known.latest_block = latest.number
         if not self._still_holds(index, latest.number):
             return 0.0
         if self._must_rebuild:
@@ -133,6 +133,8 @@ class Indexer:
         changed |= self._enter_rounds(index)
         self._find_bootnodes()
         is_behind = self._reader.next <= latest.number
+        if not is_behind:
+            known.looked_at = time.monotonic()
         self._show("reading" if is_behind else "ok", changed and not is_behind)
         return 0.0 if is_behind else self._poll
 

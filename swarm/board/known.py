@@ -39,7 +39,7 @@ class Known:
         self.version = 0  # grows whenever anything changed but the time
         self.bootnodes: tuple[str, ...] = ()  # that the ledger listed last
         self.accounts: Mapping[bytes, str] = {}  # of the registered peers, by their present keys
-        self._looked_at: float | None = None  # monotonic
+        self.looked_at: float | None = None  # monotonic: when all that the ledger had was taken in
         self._lock = threading.Lock()  # around the rewards
         self._trends: defaultdict[bytes, dict[int, int]] = defaultdict(dict)
         self._alive = (-1, -1, 0, 0)  # see `alive`: as of which block and round
@@ -56,8 +56,8 @@ class Known:
 
     @property
     def behind_seconds(self) -> float:
-        """Since the ledger answered last; -1: it never did."""
-        return -1.0 if self._looked_at is None else time.monotonic() - self._looked_at
+        """Since all that the ledger had was taken in; -1: it never was."""
+        return -1.0 if self.looked_at is None else time.monotonic() - self.looked_at
 
     def starts_at(self, number: int) -> int:
         """When a round begins, in Unix seconds."""
@@ -97,10 +97,6 @@ class Known:
             yield self._reputation
 
     # ---- written by the indexer ----
-
-    def looked(self, latest_block: int) -> None:
-        """The ledger answered."""
-        self.latest_block, self._looked_at = latest_block, time.monotonic()
 
     def set_draw(self, draw: tuple[int, Draw] | None) -> None:
         """The newest round's; None: the ledger made no block in it, or took it back."""

@@ -145,7 +145,7 @@ def serve_metrics(place: tuple[str, int], watched: Watched) -> MetricsServer | N
             "no metrics at %s:%d error=%r: join with --metrics HOST:PORT to have them elsewhere, or off",
             shown,
             port,
-            str(error),
+            getattr(error, "strerror", None) or str(error),
         )
         return None
     log.info("metrics url=http://%s:%d/metrics", shown, server.port)

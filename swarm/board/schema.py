@@ -335,7 +335,7 @@ class Health(Answer):
     status: Literal["ok", "reading", "away"]
     """As in the pulse."""
     behind_seconds: float
-    """Since the ledger answered last; -1: it never did."""
+    """Since all that the ledger had was taken in; -1: it never was."""
     version: str
     """Of swarm-rl."""
 

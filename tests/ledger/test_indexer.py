@@ -87,6 +87,8 @@ def catch_up(indexer, chain):
     head = int(chain.devnet.call("eth_blockNumber"), 16)
     known = indexer.known
     wait_until(lambda: known.state == "ok" and known.block == head == known.latest_block, indexer)
+    seen_at = time.monotonic()  # the look that took in the last block may not be over
+    wait_until(lambda: known.looked_at > seen_at, indexer)
 
 
 def standings(indexer):
