@@ -77,7 +77,7 @@ case "${1:-}" in
     shift
     set_up test
     "$venv/bin/ruff" check . && "$venv/bin/ruff" format --check . && "$venv/bin/mypy" || fail "lint or types failed: see above"
-    exec "$venv/bin/python" -m pytest --numprocesses 3 --dist loadgroup "$@"
+    exec "$venv/bin/python" -m pytest --numprocesses 2 --dist loadgroup "$@"
     ;;
   "") set_up ""; cd "$caller"; exec "$root/$venv/bin/swarm" demo ;;
   *) set_up ""; cd "$caller"; exec "$root/$venv/bin/swarm" "$@" ;;

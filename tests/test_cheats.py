@@ -98,6 +98,7 @@ def assert_found(swarm: CheatSwarm, cheat: Peer, honest: Sequence[Peer]) -> None
     assert end.value < FAR_BELOW * value, told
 
 
+@pytest.mark.slow  # tests/test_audit.py has all of them, without the swarm
 def test_edited_text_and_a_nudged_weight_are_found_and_honest_peers_are_not(tmp_path):
     kinds = ["honest"] * 3 + ["edited-text", "nudged-weight"]
     with CheatSwarm(tmp_path, gallery_manifest("quick", QUICK_SECONDS), len(kinds)) as swarm:

@@ -264,7 +264,7 @@ def _live_routes(source: Source, answers: Answers) -> APIRouter:
     @router.get("/pulse", response_model=schema.Pulse)
     async def pulse() -> schema.Pulse:
         """The swarm right now."""
-        return view.pulse(source.known)
+        return view.pulse(source.known, source.ranks.version)
 
     @router.get("/health", response_model=schema.Health)
     async def health() -> schema.Health:
@@ -310,7 +310,7 @@ async def _stream(source: Source, who: str) -> AsyncIterator[bytes]:
     with news.waiting(who) as event:
         while not news.is_over:
             event.clear()
-            pulse = view.pulse(source.known)
+            pulse = view.pulse(source.known, source.ranks.version)
             yield format_sse_event(data_str=pulse.model_dump_json(), event="pulse")
             heard, said = news.heard_since(heard)
             for number, cell in said:

@@ -97,8 +97,8 @@ def _public_url(url: str, chain_id: int) -> str:
     return url if bare else f"YOUR-RPC-URL-OF-CHAIN-{chain_id}"
 
 
-def pulse(known: Known) -> schema.Pulse:
-    """The swarm right now."""
+def pulse(known: Known, version: int) -> schema.Pulse:
+    """The swarm right now. `version` is that of the answers that are given now."""
     manifest, now, number = known.manifest, known.clock(), known.current_round
     begins = known.starts_at(number)
     stage, ends = "waiting", float(known.facts.genesis)
@@ -124,7 +124,7 @@ def pulse(known: Known) -> schema.Pulse:
         block=known.block,
         latest_block=known.latest_block,
         standings_round=known.standings_round,
-        version=known.version,
+        version=version,
     )
 
 

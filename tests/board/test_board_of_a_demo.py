@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 from browser import NoBrowser, launched
 from demo_process import MARK, Demo, quick_manifest
@@ -41,7 +42,7 @@ def page() -> Iterator[Page]:
 
 @pytest.fixture
 def demo(page, tmp_path):  # the browser first: without one no swarm is started
-    running = Demo(tmp_path, "--peers", "2", "--rounds", "7", "--manifest", quick_manifest(tmp_path))
+    running = Demo(tmp_path, "--peers", "2", "--rounds", "12", "--manifest", quick_manifest(tmp_path))
     yield running
     running.process.kill()
     running.process.wait()
@@ -133,6 +134,11 @@ def test_the_page_shows_a_swarm_as_it_is_while_it_lives(page: Page, demo: Demo, 
         expect(page.locator(f"li.report[data-peer='{peer}']").first).to_be_visible()
         _history_is_the_ledgers(page, ledger, peer)
 
+        # Its audits are on the page when they are settled, whatever came out.
+        page.goto(f"{url}/#/audits")
+        expect(page.locator("li.verdict").first).to_be_visible()
+        page.go_back()
+
     # The ledger stops, and comes back.
     anvil = next(process for process in demo.left() if "anvil" in process.name())
     anvil.suspend()
@@ -147,6 +153,7 @@ def test_the_page_shows_a_swarm_as_it_is_while_it_lives(page: Page, demo: Demo, 
     demo.process.send_signal(signal.SIGINT)
     demo.process.wait(timeout=60)
     expect(page.locator("#notice")).to_contain_text("The board cannot be reached")
+    psutil.wait_procs(demo.left(), timeout=10)  # what audited for the hostile peer ends after it
     assert not demo.left()
     assert (dialogs, errors) == ([], [])
 

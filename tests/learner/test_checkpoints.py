@@ -225,7 +225,7 @@ def training(folder: Path, rounds: int) -> subprocess.Popen[str]:
 
 def test_killed_at_any_moment_goes_on_to_the_same_state(tmp_path):
     """Real training of the real model, killed -9 between and within its writes, ends bit for bit the same."""
-    rounds = 100
+    rounds = 40
     steady, _ = training(tmp_path / "steady", rounds).communicate(timeout=120)
     rng = random.Random(1)
     kills = 0
