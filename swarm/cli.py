@@ -210,11 +210,13 @@ def _leaderboard(arguments: argparse.Namespace) -> int:
 def _board(arguments: argparse.Namespace) -> int:
     log_to_stderr()
     from swarm.board.server import Options, run_board
-    from swarm.ledger.client import connect
+    from swarm.ledger.client import connect, parse_join_line
     from swarm.link import last_join_line
 
+    if arguments.join_line:
+        parse_join_line(arguments.join_line)
     settings = Settings(home=arguments.home)
-    ledger = connect(arguments.swarm or last_join_line(settings))
+    ledger = connect(arguments.swarm or last_join_line(settings, "swarm board CONTRACT@RPC"))
     host, port = arguments.listen
     options = Options(
         home=arguments.home,
@@ -237,7 +239,7 @@ def _audit(arguments: argparse.Namespace) -> int:
     settings = Settings(
         home=arguments.home, trusted_code=tuple(arguments.trust_code), device=arguments.device
     )
-    ledger = connect(arguments.swarm or last_join_line(settings))
+    ledger = connect(arguments.swarm or last_join_line(settings, "--swarm CONTRACT@RPC"))
     done = audit_by_hand(
         settings,
         ledger,

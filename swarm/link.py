@@ -284,13 +284,13 @@ def _carrier(ledger: LedgerClient, settings: Settings, line: JoinLine, wallet: L
     return Sponsor(ledger, relay_url, wallet, settings.invite)
 
 
-def last_join_line(settings: Settings) -> str:
+def last_join_line(settings: Settings, how: str) -> str:
     """The line of the swarm that was joined last from this home; `UsageError` if there was none."""
     files = sorted(settings.swarms_dir.glob(f"*/{JOIN_LINE_FILE}"), key=lambda file: -file.stat().st_mtime)
     for file in files:
         with suppress(OSError, UnicodeDecodeError):
             return file.read_text().strip()
-    raise UsageError("which swarm? nobody joined one from here: name it with --swarm CONTRACT@RPC")
+    raise UsageError(f"which swarm? nobody joined one from here: name it with {how}")
 
 
 def _save_join_line(folder: Path, join_line: str) -> None:

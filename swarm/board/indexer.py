@@ -93,6 +93,8 @@ class Indexer:
         while not self._stopping:
             try:
                 pause = self._look(index)
+                if self._kind:
+                    log.info("going on")
                 self._kind, self._backoff = "", FIRST_BACKOFF
             except LedgerError as error:
                 pause = self._away(error, kind_of_trouble(error))
@@ -307,7 +309,7 @@ class Indexer:
 
     def _away(self, error: SwarmError, kind: str) -> float:
         if kind != self._kind:
-            log.warning("cannot go on error=%r", str(error))
+            log.warning("waiting, and trying again error=%r", str(error))
         self._kind = kind
         self.known.state, self.known.trouble = "away", str(error)
         self._tell()

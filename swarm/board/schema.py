@@ -242,9 +242,9 @@ class Round(Answer):
     reports: int
     """On time."""
     late: int
-    mean_reward: int
-    """Of the reports on time."""
-    best_reward: int
+    mean_reward: int | None
+    """Of the reports on time; None: the round is not over."""
+    best_reward: int | None
 
 
 class Rounds(Answer):

@@ -347,8 +347,8 @@ def rounds(index: IndexReader, known: Known, found: list[KeptRound], next_page: 
                 block=one.first.number,
                 reports=index.on_time(one.number) if one.reports is None else one.reports,
                 late=late.get(one.number, 0),
-                mean_reward=one.mean or 0,
-                best_reward=one.best or 0,
+                mean_reward=one.mean,
+                best_reward=one.best,
             )
             for one in found
         ],

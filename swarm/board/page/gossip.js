@@ -109,7 +109,7 @@ export class GossipPage {
     );
     this.stages.replaceChildren(
       ...this.app.clock.parts
-        .filter((part) => part.name in HEARD)
+        .filter((part) => part.name in HEARD && (!trouble || heard.includes(part.name)))
         .map((part) => {
           const isHeard = heard.includes(part.name);
           return el(

@@ -33,7 +33,7 @@ export class Notice {
     } else if (this.pulse?.ledger === "away") {
       kind = "ledger";
       const since = this.readAt();
-      words = `The ledger does not answer${since ? ` since ${since}` : ""}: ${cut(this.pulse.trouble, REASON_CHARACTERS) || "no reason known"}. What you see is from then.`;
+      words = `The ledger does not answer${since ? ` since ${since}` : ""}. Standings are from then; the clock goes on. (${cut(this.pulse.trouble, REASON_CHARACTERS) || "no reason known"})`;
     }
     document.body.dataset.trouble = kind;
     this.root.hidden = !kind;

@@ -22,6 +22,7 @@ export class PulseBand {
     this.comb = new Comb();
     this.lastRead = null; // Unix seconds, where the ledger is not "ok"
     this.healthAsked = 0;
+    this.filled = []; // of each stage, as shown
     this.round = el("span", { class: "round-number", "data-field": "round" }, "–");
     this.stage = el("strong", { "data-field": "stage" }, " ");
     this.doing = el("span", { class: "doing" }, " ");
@@ -76,9 +77,9 @@ export class PulseBand {
 
   /** With each pulse. */
   update(pulse) {
-    for (const field of ["alive", "peers", "cells", "reported"]) {
-      setField(this.facts[field], pulse[field], count(pulse[field]));
-    }
+    for (const field of ["alive", "peers"]) setField(this.facts[field], pulse[field], count(pulse[field]));
+    setField(this.facts.cells, pulse.cells, pulse.cells ? count(pulse.cells) : "–");
+    setField(this.facts.reported, pulse.reported, count(pulse.reported));
     const standings = pulse.standings_round;
     setField(this.facts.standings_round, standings, standings < 0 ? "none yet" : count(standings));
     this.comb.show(pulse.alive, pulse.reported);
@@ -98,6 +99,12 @@ export class PulseBand {
     };
     setField(this.facts.ledger, pulse.ledger, words[pulse.ledger]);
     this.facts.ledger.title = pulse.trouble;
+  }
+
+  /** A round has begun of which the board has said nothing. */
+  #unknown() {
+    for (const field of ["reported", "cells"]) setText(this.facts[field], "–");
+    this.comb.show(this.clock.pulse.alive, 0);
   }
 
   async #askHealth() {
@@ -125,13 +132,23 @@ export class PulseBand {
     setField(this.stage, stage, stage);
     setText(this.doing, ` ${DOING[stage] ?? ""}`);
     setText(this.leftWord, round < 0 ? "until it begins" : "left in this stage");
-    setField(this.stageLeft, Math.ceil(stageEnds - now), countdown(stageEnds - now));
-    setField(this.roundLeft, Math.ceil(roundEnds - now), countdown(roundEnds - now));
+    // The two clocks differ by a little: nothing is left for longer than it lasts.
+    const length = this.clock.facts.round_seconds;
+    const part = this.clock.parts[index];
+    const left = (until, whole) => Math.min(until - now, round < 0 ? Infinity : whole);
+    const stageLeft = left(stageEnds, part ? (part.to - part.from) * length : length);
+    const roundLeft = left(roundEnds, length);
+    setField(this.stageLeft, Math.ceil(stageLeft), countdown(stageLeft));
+    setField(this.roundLeft, Math.ceil(roundLeft), countdown(roundLeft));
+    if (this.clock.pulse && round > this.clock.pulse.round) this.#unknown();
     if (this.clock.pulse && this.clock.pulse.ledger !== "ok") this.#showLedger(this.clock.pulse);
     this.roundLeft.parentElement.classList.toggle("waiting", round < 0);
     this.segments.forEach(({ node, fill, part }, k) => {
       const done = Math.min(1, Math.max(0, (fraction - part.from) / (part.to - part.from)));
-      fill.style.transform = `scaleX(${k === index ? done : k < index ? 1 : 0})`;
+      const filled = k === index ? done : k < index ? 1 : 0;
+      fill.classList.toggle("emptied", filled < (this.filled[k] ?? 0)); // at once, not as if time ran back
+      this.filled[k] = filled;
+      fill.style.transform = `scaleX(${filled})`;
       node.classList.toggle("now", k === index);
       if (k === index) node.setAttribute("aria-current", "step");
       else node.removeAttribute("aria-current");

@@ -8,6 +8,9 @@ import { Paged } from "./paged.js";
 
 const PAGE = 50;
 
+/** Nobody knows a round's mean before it is over, nor has one without reports any. */
+const rewardOf = (round, reward) => (reward === null || !round.reports ? "–" : micro(reward));
+
 function roundRow(round) {
   const number = (key, text) => el("td", { class: "number", "data-field": key, "data-value": round[key] }, text);
   return el(
@@ -17,8 +20,8 @@ function roundRow(round) {
     el("td", { class: "wide" }, when(round.began_at)),
     number("reports", count(round.reports)),
     el("td", { class: "number wide", "data-field": "late", "data-value": round.late }, count(round.late)),
-    number("mean_reward", micro(round.mean_reward)),
-    number("best_reward", micro(round.best_reward)),
+    number("mean_reward", rewardOf(round, round.mean_reward)),
+    number("best_reward", rewardOf(round, round.best_reward)),
     el("td", { class: "wide" }, digest(round.beacon, "Beacon", short)),
   );
 }

@@ -86,6 +86,9 @@ function verdictItem(verdict, withPeer) {
             ),
           ),
         )
+      : el("p", { class: "muted small" }, "No auditor's word came in time."),
+    verdict.outcome === "undecided"
+      ? el("p", { class: "muted small" }, "Too few said anything, so the round does not count.")
       : null,
   );
 }
