@@ -8,12 +8,18 @@ import wasmtime
 from swarm.tasks.code import build, component
 from swarm.tasks.code.component import ARTIFACT, load_component
 
+BUILDS = 3
 LEFT_OVER_BYTES = 1000  # of stack memory, which differ from one build to the next
 
 
 @pytest.mark.skipif(build.missing() is not None, reason=f"a build needs {build.missing()}")
 def test_the_artifact_is_what_its_source_gives():
-    committed, built = lzma.decompress(ARTIFACT.read_bytes()), build.build()
+    committed = lzma.decompress(ARTIFACT.read_bytes())
+    # Runs of zeros are left out, so once in dozens of builds what is left over makes it a byte shorter.
+    for _ in range(BUILDS):
+        built = build.build()
+        if len(built) == len(committed):
+            break
     assert len(built) == len(committed)
     assert sum(a != b for a, b in zip(committed, built, strict=True)) < LEFT_OVER_BYTES
 
